@@ -1,0 +1,131 @@
+"""The U-shaped network around the blocks, with its three ways to pool."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from restorekit.contracts import Backbone
+from restorekit_nafnet.blocks import Block, Kind
+from restorekit_nafnet.pooling import LocalMean, Pool, global_mean
+
+
+class _UNet(Backbone):
+    """Encoder, middle and decoder of blocks; strided convolutions down, pixel shuffle up, skips added."""
+
+    padding = "zeros"
+
+    def __init__(
+        self,
+        kind: Kind,
+        channels: int,
+        width: int,
+        middle_blocks: int,
+        encoder_blocks: Sequence[int],
+        decoder_blocks: Sequence[int],
+        dw_expand: int,
+        ffn_expand: int,
+        local_window: int | Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.size_multiple = 2 ** len(encoder_blocks)
+        self.pool: Pool = global_mean
+        if local_window is not None:
+            sides = (local_window, local_window) if isinstance(local_window, int) else tuple(local_window)
+            self.pool = LocalMean(*sides)
+
+        def stage(blocks: int, level: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                Block(width * 2**level, kind, dw_expand, ffn_expand, stride=2**level) for _ in range(blocks)
+            )
+
+        depth = len(encoder_blocks)
+        self.intro = nn.Conv2d(channels, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, channels, 3, padding=1)
+        self.encoders = nn.ModuleList(stage(n, level) for level, n in enumerate(encoder_blocks))
+        self.downs = nn.ModuleList(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(depth))
+        self.middle_blks = stage(middle_blocks, depth)
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2))
+            for i in range(depth, 0, -1)
+        )
+        self.decoders = nn.ModuleList(stage(n, depth - 1 - i) for i, n in enumerate(decoder_blocks))
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); any size, padded with zeros inside as the published network does."""
+        height, width = degraded.shape[-2:]
+        padded = pad(degraded, (0, -width % self.size_multiple, 0, -height % self.size_multiple))
+        return self.run(padded, self.pool)[..., :height, :width]
+
+    def run(self, degraded: Tensor, pool: Pool) -> Tensor:
+        """(B, C, H, W), sides multiples of ``size_multiple`` -> (B, C, H, W), channel attention fed by ``pool``."""
+        x = self.intro(degraded)
+        skips = []
+        for stage, down in zip(self.encoders, self.downs, strict=True):
+            for block in stage:
+                x = block(x, pool)
+            skips.append(x)
+            x = down(x)
+        for block in self.middle_blks:
+            x = block(x, pool)
+        for stage, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = up(x) + skip
+            for block in stage:
+                x = block(x, pool)
+        return self.ending(x) + degraded
+
+
+class NAFNet(_UNet):
+    """Nonlinear activation free network (Chen et al., ECCV 2022, arXiv 2204.04676).
+
+    Args:
+        channels: C of the image.
+        width: features of the first level; each level down has twice as many.
+        middle_blocks: blocks at the lowest level.
+        encoder_blocks: blocks of each level on the way down; their number is the depth.
+        decoder_blocks: blocks of each level on the way up, lowest first.
+        dw_expand: widening of the depthwise half of a block.
+        ffn_expand: widening of the feed-forward half.
+        local_window: side, or height and width, of the window that channel attention pools over (TLC); 384 is
+            what the published GoPro and REDS figures use. Pools over the whole image when not given.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 32,
+        middle_blocks: int = 12,
+        encoder_blocks: Sequence[int] = (2, 2, 4, 8),
+        decoder_blocks: Sequence[int] = (2, 2, 2, 2),
+        dw_expand: int = 2,
+        ffn_expand: int = 2,
+        local_window: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(
+            "nafnet", channels, width, middle_blocks, encoder_blocks, decoder_blocks, dw_expand, ffn_expand, local_window
+        )
+
+
+class Baseline(_UNet):
+    """The paper's baseline: GELU and squeeze-and-excitation where NAFNet multiplies (section 3).
+
+    Args are those of NAFNet; the published networks of width 32 use ``dw_expand`` 1, those of width 64 use 2.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 32,
+        middle_blocks: int = 12,
+        encoder_blocks: Sequence[int] = (2, 2, 4, 8),
+        decoder_blocks: Sequence[int] = (2, 2, 2, 2),
+        dw_expand: int = 1,
+        ffn_expand: int = 2,
+        local_window: int | Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(
+            "baseline", channels, width, middle_blocks, encoder_blocks, decoder_blocks, dw_expand, ffn_expand, local_window
+        )

@@ -1,0 +1,97 @@
+"""The promises that components keep: Backbone, Adapter, Refiner, Prior.
+
+They are ``nn.Module`` base classes: the pipeline needs ``eval``, ``to`` and ``load_state_dict``, and a wrong class is
+refused by ``isinstance`` with a clear message. This room runs nothing and finds nothing.
+
+Shape letters, fixed for the whole project: ``B`` batch, ``C`` colour channels, ``H W`` pixels, ``F`` prior features,
+``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], degraded ones may lie outside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+Padding = Literal["reflect", "replicate", "zeros"]
+
+
+class Backbone(nn.Module, ABC):
+    """A restoration network: degraded image in, restored image out.
+
+    Attributes:
+        size_multiple: H and W are padded to a multiple of this before ``forward`` and cropped after.
+        padding: how they are padded, always at the right and at the bottom.
+        scale: side of the output divided by side of the input; above 1 for super-resolution.
+        channels: C; a gray network (1) is given luma.
+        overlap: pixels that neighbouring tiles should share, at least the radius of the receptive field where
+            the network is local once ``for_image`` has been called.
+    """
+
+    size_multiple: int = 1
+    padding: Padding = "reflect"
+    scale: int = 1
+    channels: int = 3
+    overlap: int = 32
+
+    @abstractmethod
+    def forward(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W); H and W are multiples of ``size_multiple``."""
+
+    def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
+        """Return the network as it acts on tiles of this one image.
+
+        Called once with the whole padded image before its tiles are run, so that whatever depends on the whole image
+        (a degradation classifier, global statistics) is computed once and shared: no seams.
+
+        Args:
+            degraded: (1, C, H, W), on the CPU when the image is larger than the device.
+            tile: side of the tiles in pixels, a bound on how much may be run at a time.
+        """
+        return self
+
+    def training_outputs(self, degraded: Tensor) -> Sequence[Tensor]:
+        """Return every output that training compares with the clean image, the final one first."""
+        return (self(degraded),)
+
+
+class Adapter(nn.Module, ABC):
+    """Turns a backbone into another backbone, for example by adding filters dedicated to a degradation."""
+
+    @abstractmethod
+    def attach(self, backbone: Backbone) -> Backbone:
+        """Return the adapted backbone; the one given is left untouched."""
+
+
+@dataclass(frozen=True)
+class PriorFeatures:
+    """What a prior says of an image: ``glob`` (B, F), and ``dense`` (B, F', h, w) with its stride in pixels."""
+
+    glob: Tensor
+    dense: Tensor | None = None
+    stride: int = 0
+
+
+class Prior(nn.Module, ABC):
+    """A frozen pretrained model that describes an image: no gradients, always in eval mode."""
+
+    features: int
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> PriorFeatures:
+        """(B, C, H, W) in [0, 1] -> features."""
+
+
+class Refiner(nn.Module, ABC):
+    """Improves a restored image, guided by the degraded one and by a prior."""
+
+    size_multiple: int = 1
+    padding: Padding = "reflect"
+    overlap: int = 32
+
+    @abstractmethod
+    def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
+        """Two images (B, C, H, W) and the prior of the degraded one -> refined image (B, C, H, W)."""
