@@ -1,0 +1,1 @@
+"""Bundled weights, trained in the restorekit repository, with their model cards. Data only: nothing is imported."""
