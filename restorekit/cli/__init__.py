@@ -1,0 +1,40 @@
+"""The street door: text in, exit code out. Each command imports its rooms only when it runs.
+
+Exit codes: 0 all done, 2 the request cannot be carried out (two lines say why), 3 some inputs failed and the others
+are done. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from restorekit.cli import describe, doctor, evaluate, restore, train
+from restorekit.cli.output import complain
+from restorekit.errors import RestoreKitError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Degraded image in, restored image out.",
+)
+app.command("restore")(restore.restore)
+app.command("list")(describe.list_components)
+app.command("info")(describe.info)
+app.command("plan")(describe.plan)
+app.command("schema")(describe.schema)
+app.command("doctor")(doctor.doctor)
+app.command("eval")(evaluate.evaluate)
+app.command("train")(train.train)
+
+
+def main() -> None:
+    """Run the command line; errors a user can act on become two lines and exit code 2."""
+    try:
+        app()
+    except RestoreKitError as error:
+        complain(error)
+        sys.exit(2)

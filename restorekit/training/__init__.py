@@ -1,0 +1,1 @@
+"""Training: what a run is (spec), its patches (data), its losses, the loop and the picture of its curve."""

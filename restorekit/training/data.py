@@ -99,7 +99,7 @@ def _patch(photographs: Photographs, side: int, random: np.random.Generator) -> 
         raise TrainingError(f"no photograph is at least {side} pixels wide and high", "use smaller patches")
     pixels = large_enough[random.integers(len(large_enough))]
     top, left = (random.integers(length - side + 1) for length in pixels.shape[:2])
-    cut = np.rot90(pixels[top : top + side, left : left + side], random.integers(4))
+    cut = np.rot90(pixels[top : top + side, left : left + side], int(random.integers(4)))
     cut = cut[:, ::-1] if random.integers(2) else cut
     return torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1).float() / 255
 
@@ -126,7 +126,9 @@ def validation_patches(photographs: Photographs, *, side: int = 128, each: int =
         for index in range(each):
             source = half if index % 2 and min(half.shape[:2]) >= side else pixels
             if min(source.shape[:2]) < side:
-                raise TrainingError(f"a held-out photograph is smaller than {side} pixels", "remove it from the folder")
+                raise TrainingError(
+                    f"a held-out photograph is smaller than {side} pixels", "remove it from the folder"
+                )
             top, left = (random.integers(length - side + 1) for length in source.shape[:2])
             patches.append(torch.from_numpy(source[top : top + side, left : left + side].copy()))
     return torch.stack(patches).permute(0, 3, 1, 2).float() / 255

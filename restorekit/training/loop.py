@@ -43,7 +43,8 @@ class Run:
     def __init__(self, spec: TrainSpec, backbone: Backbone, folder: Path, device: torch.device) -> None:
         self.spec, self.folder, self.device = spec, folder, device
         # Depthwise convolutions are several times faster with channels innermost, on CPU and GPU alike.
-        self.network = backbone.to(device=device, memory_format=torch.channels_last).train()
+        self.network = backbone.to(device).train()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         settings = spec.optimizer
         self.optimizer = torch.optim.AdamW(
@@ -64,7 +65,9 @@ class Run:
             TrainingError: there is none, or it belongs to another network.
         """
         if not self.checkpoint.exists():
-            raise TrainingError(f"{self.checkpoint} does not exist, nothing to resume", "start without --resume")
+            raise TrainingError(
+                f"{self.checkpoint} does not exist, nothing to resume", "start without --resume"
+            )
         state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         try:
             self.network.load_state_dict(state["network"])
@@ -72,7 +75,8 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise TrainingError(
-                f"{self.checkpoint} belongs to another network than the config", "train into another folder with -o"
+                f"{self.checkpoint} belongs to another network than the config",
+                "train into another folder with -o",
             ) from error
         self.step, self.rows = state["step"], state["rows"]
 
@@ -129,7 +133,8 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(
-                f"the loss is {value} at step {self.step}", "lower optimizer.lr; the last checkpoint is intact"
+                f"the loss is {value} at step {self.step}",
+                "lower optimizer.lr; the last checkpoint is intact",
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -167,7 +172,9 @@ class Run:
         tensors = {name: value.half().contiguous() for name, value in chosen.state_dict().items()}
         path = self.folder / "weights.safetensors"
         with replacing(path) as temporary:
-            save_file(tensors, temporary, {"restorekit_arch": self.spec.backbone.name, "steps": str(self.step)})
+            save_file(
+                tensors, temporary, {"restorekit_arch": self.spec.backbone.name, "steps": str(self.step)}
+            )
         return path
 
 
@@ -191,7 +198,8 @@ def learning_rate(settings: OptimizerSpec, step: int, steps: int) -> float:
 def validate(network: Backbone, clean: Tensor) -> Row:
     """Return the mean PSNR in dB on patches (N, 3, H, W): noisy at sigma 15, 25 and 50, compressed, and clean."""
     inputs = {
-        f"sigma{sigma}": add_gaussian_noise(clean, sigma, torch.Generator().manual_seed(sigma)) for sigma in (15, 25, 50)
+        f"sigma{sigma}": add_gaussian_noise(clean, sigma, torch.Generator().manual_seed(sigma))
+        for sigma in (15, 25, 50)
     }
     inputs["jpeg50"] = torch.stack([compress_jpeg(patch, 50) for patch in clean])
     inputs["clean"] = clean
@@ -201,7 +209,7 @@ def validate(network: Backbone, clean: Tensor) -> Row:
     figures = {}
     with torch.inference_mode():
         for name, degraded in inputs.items():
-            batches = zip(degraded.split(8), clean.split(8), strict=True)
+            batches = zip(torch.split(degraded, 8), torch.split(clean, 8), strict=True)
             errors = [
                 (network(noisy.to(device)).clamp(0, 1).cpu() - target).square().mean((1, 2, 3))
                 for noisy, target in batches

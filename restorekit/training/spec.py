@@ -24,12 +24,18 @@ class DataSpec(Spec):
 class DenoiseSpec(Spec):
     """Noise and compression that are put on clean patches; the shares are of all patches."""
 
-    sigma: tuple[float, float] = Field(default=(0, 55), description="range of the noise level in 8-bit levels")
+    sigma: tuple[float, float] = Field(
+        default=(0, 55), description="range of the noise level in 8-bit levels"
+    )
     clean: Share = Field(default=0.05, description="share of patches left as they are")
-    eight_bit: Share = Field(default=0.25, description="share of noisy patches clipped and rounded, as files are")
+    eight_bit: Share = Field(
+        default=0.25, description="share of noisy patches clipped and rounded, as files are"
+    )
     jpeg: Share = Field(default=0.15, description="share of patches with light noise, then JPEG compression")
     jpeg_quality: tuple[int, int] = Field(default=(40, 95), description="range of libjpeg's quality")
-    jpeg_sigma: tuple[float, float] = Field(default=(0, 15), description="range of the noise before compression")
+    jpeg_sigma: tuple[float, float] = Field(
+        default=(0, 15), description="range of the noise before compression"
+    )
 
 
 class StageSpec(Spec):
@@ -62,7 +68,9 @@ class TrainSpec(Spec):
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     loss: Literal["psnr", "charbonnier", "l1"] = "psnr"
     optimizer: OptimizerSpec = OptimizerSpec()
-    ema: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.999, description="decay of the averaged weights")
+    ema: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="decay of the averaged weights"
+    )
     validate_every: int = Field(default=1000, gt=0, description="steps")
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
 

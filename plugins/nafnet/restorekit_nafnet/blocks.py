@@ -28,7 +28,9 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)."""
         pixels = rearrange(x, "b d h w -> b h w d")
-        return rearrange(layer_norm(pixels, self.weight.shape, self.weight, self.bias, 1e-6), "b h w d -> b d h w")
+        return rearrange(
+            layer_norm(pixels, self.weight.shape, self.weight, self.bias, 1e-6), "b h w d -> b d h w"
+        )
 
 
 class Block(nn.Module):

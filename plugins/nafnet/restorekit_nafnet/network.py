@@ -46,7 +46,9 @@ class _UNet(Backbone):
         self.intro = nn.Conv2d(channels, width, 3, padding=1)
         self.ending = nn.Conv2d(width, channels, 3, padding=1)
         self.encoders = nn.ModuleList(stage(n, level) for level, n in enumerate(encoder_blocks))
-        self.downs = nn.ModuleList(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(depth))
+        self.downs = nn.ModuleList(
+            nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 2, stride=2) for i in range(depth)
+        )
         self.middle_blks = stage(middle_blocks, depth)
         self.ups = nn.ModuleList(
             nn.Sequential(nn.Conv2d(width * 2**i, width * 2 ** (i + 1), 1, bias=False), nn.PixelShuffle(2))
@@ -105,7 +107,15 @@ class NAFNet(_UNet):
         local_window: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(
-            "nafnet", channels, width, middle_blocks, encoder_blocks, decoder_blocks, dw_expand, ffn_expand, local_window
+            "nafnet",
+            channels,
+            width,
+            middle_blocks,
+            encoder_blocks,
+            decoder_blocks,
+            dw_expand,
+            ffn_expand,
+            local_window,
         )
 
 
@@ -127,5 +137,13 @@ class Baseline(_UNet):
         local_window: int | Sequence[int] | None = None,
     ) -> None:
         super().__init__(
-            "baseline", channels, width, middle_blocks, encoder_blocks, decoder_blocks, dw_expand, ffn_expand, local_window
+            "baseline",
+            channels,
+            width,
+            middle_blocks,
+            encoder_blocks,
+            decoder_blocks,
+            dw_expand,
+            ffn_expand,
+            local_window,
         )

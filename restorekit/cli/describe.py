@@ -1,0 +1,147 @@
+"""``list``, ``info``, ``plan`` and ``schema``: what is installed, and what a pipeline would use."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from restorekit.cli.output import AsJson, Settings, note, say, say_json, table
+from restorekit.config import PipelineSpec, presets, read_yaml
+from restorekit.errors import ConfigError, UnknownComponentError, near
+
+MEGAPIXEL = 1_000_000
+
+
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help="backbone, adapter, refiner, prior, weights or pipeline.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what is installed: components by kind, weights, pipelines."""
+    from restorekit import catalog, registry
+
+    rows: list[dict[str, str]] = []
+    for book in (registry.backbones, registry.adapters, registry.refiners, registry.priors):
+        for entry in book.entries():
+            made_by = f"{entry.dist} {entry.version}"
+            rows.append({"kind": book.kind, "name": entry.name, "from": made_by, "summary": entry.summary})
+    for item in catalog.declared():
+        rows.append({"kind": "weights", "name": item.name, "from": item.licence, "summary": item.task})
+    for name, path in presets().items():
+        document = read_yaml(path)
+        summary = str(document.get("description", "")) if isinstance(document, dict) else ""
+        rows.append({"kind": "pipeline", "name": name, "from": path.name, "summary": summary})
+    kinds = ("backbone", "adapter", "refiner", "prior", "weights", "pipeline")
+    if kind is not None and kind.removesuffix("s") not in {known.removesuffix("s") for known in kinds}:
+        hint = near(kind, kinds) or f"kinds: {', '.join(kinds)}"
+        raise ConfigError("list", f"no kind of component called {kind!r}", hint)
+    if kind is not None:
+        rows = [row for row in rows if row["kind"].removesuffix("s") == kind.removesuffix("s")]
+    if as_json:
+        say_json(rows)
+    else:
+        cells = [(row["kind"], row["name"], row["from"], row["summary"]) for row in rows]
+        say(table(cells, ("KIND", "NAME", "FROM", "SUMMARY")))
+    for problem in registry.problems():
+        note(f"warning: {problem.dist}: {problem.message}")
+
+
+def info(
+    name: Annotated[str, typer.Argument(help="A component, weights as component/tag, or a pipeline.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one component, file of weights or pipeline: origin, licence, arguments."""
+    from restorekit import catalog, registry
+
+    books = (registry.backbones, registry.adapters, registry.refiners, registry.priors)
+    declared = catalog.declared()
+    found: list[dict[str, Any]] = []
+    for book in books:
+        if name in book:
+            entry = book[name]
+            kind = entry.load()
+            arguments = [str(parameter) for parameter in inspect.signature(kind).parameters.values()]
+            found.append(
+                {
+                    "kind": book.kind,
+                    "name": name,
+                    "from": f"{entry.dist} {entry.version}",
+                    "licence": entry.licence or "unknown",
+                    "arguments": arguments,
+                    "weights": [item.name for item in declared if item.component == name],
+                    "about": inspect.getdoc(kind) or entry.summary,
+                }
+            )
+    for item in declared:
+        if item.name == name:
+            facts = {"kind": "weights", **vars(item), "parameters": catalog.find(item.component, item.tag).parameter_count()}
+            card = item.file.with_suffix(".md")
+            found.append(facts | ({"about": card.read_text(encoding="utf-8")} if card.is_file() else {}))
+    known_pipelines = presets()
+    if name in known_pipelines:
+        text = known_pipelines[name].read_text(encoding="utf-8")
+        found.append({"kind": "pipeline", "name": name, "file": str(known_pipelines[name]), "about": text})
+    if not found:
+        names = [*(each for book in books for each in book), *(item.name for item in declared), *known_pipelines]
+        raise UnknownComponentError(
+            f"nothing installed is called {name!r}", near(name, names) or "`restorekit list` prints every name"
+        )
+    if as_json:
+        say_json(found if len(found) > 1 else found[0])
+        return
+    for facts in found:
+        about = facts.pop("about", "")
+        for key, value in facts.items():
+            say(f"{key:10} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+        say(f"\n{about}" if about else "")
+
+
+def plan(
+    pipeline: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.")],
+    settings: Settings = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="Also build the networks, without memory, to check arguments and tensors.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a pipeline would use: components, weights, licences, parameters, memory. Runs nothing."""
+    from restorekit import plan as planning
+
+    spec = PipelineSpec.load(pipeline, settings or [])
+    found = [part for step in planning.parts(spec) for part in step]
+    facts = [part.facts() for part in found]
+    if build:
+        from restorekit.pipeline import built_facts
+
+        facts = [built_facts(part) for part in found]
+    licences = sorted({licence for part in facts for licence in part["licences"]})
+    if as_json:
+        say_json({"pipeline": spec.model_dump(mode="json"), "parts": facts, "licences": licences})
+        return
+    say(spec.description or pipeline)
+    for part in facts:
+        say(f"\n{part['where']}: {part['kind']} {part['name']}   from {part['distribution']}")
+        for key, value in part["params"].items():
+            say(f"  {key} = {value}")
+        if part["weights"]:
+            say(f"  weights     {part['weights']}   sha256 {part['weights_sha256'][:16]}")
+        say(f"  licences    {', '.join(part['licences'])}")
+        count = part["parameters"]
+        say(f"  parameters  {'not known without --build' if count is None else f'{count:,}'}")
+        say(f"  memory      {_memory(part)}")
+    say(f"\ntile {spec.tile.size}, overlap {spec.tile.overlap}; licences: {', '.join(licences)}")
+
+
+def _memory(part: dict[str, Any]) -> str:
+    """Return the estimate for a photograph of two megapixels that is run whole, in float32."""
+    per_pixel, count = part["memory_per_pixel"], part["parameters"]
+    if per_pixel is None or count is None:
+        return "not known without --build"
+    total = count * 4 + per_pixel * 2 * MEGAPIXEL
+    return f"about {total / MEGAPIXEL:,.0f} MB for 2 megapixels at a time ({per_pixel:,} bytes a pixel)"
+
+
+def schema() -> None:
+    """Print the JSON schema of pipeline files, for editors."""
+    say_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **PipelineSpec.model_json_schema()})

@@ -1,0 +1,44 @@
+"""What commands print: errors in two lines on stderr, results on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from restorekit.errors import RestoreKitError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Override, as KEY=VALUE; may be repeated.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16.")]
+
+
+def say(text: str) -> None:
+    """Print a line of result."""
+    typer.echo(text)
+
+
+def note(text: str) -> None:
+    """Print a line for people, beside the results."""
+    typer.echo(text, err=True)
+
+
+def say_json(facts: Any) -> None:
+    """Print facts as JSON."""
+    typer.echo(json.dumps(facts, indent=2, default=str))
+
+
+def complain(error: RestoreKitError, where: str = "") -> None:
+    """Print an error: what is wrong, then what to do."""
+    typer.echo(f"error: {where}{': ' if where else ''}{error.message}", err=True)
+    if error.hint:
+        typer.echo(f"  hint: {error.hint}", err=True)
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """Return rows as plain text columns; the last column is as long as it is."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows])
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,340 @@
+"""The workshop: builds a chain from a spec and runs it on images.
+
+It finds components through the registry and knows none by name. Reading and writing images is image.py, cutting
+them is tiling.py, devices and memory are runtime.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from restorekit import plan
+from restorekit.config import PipelineSpec, TileSpec
+from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.errors import ConfigError, ContractError, WeightsError, near
+from restorekit.image import Image
+from restorekit.plan import Part
+from restorekit.result import RestoreResult, StepRecord
+from restorekit.runtime import (
+    check_finite,
+    choose_tile,
+    memory_per_pixel,
+    resolve_device,
+    resolve_dtype,
+    run_with_ladder,
+)
+from restorekit.tiling import Tiler, pad_to_multiple
+from restorekit.weights import check_fit, load_into, read_tensors
+
+# Called with the step's component, tiles done and tiles in all.
+Progress = Callable[[str, int, int], None]
+
+
+def construct(part: Part) -> nn.Module:
+    """Build a component from its constructor's arguments, without weights.
+
+    Raises:
+        ConfigError: an argument is unknown, missing, or refused by the constructor.
+        PluginLoadError: the component cannot be imported.
+    """
+    kind = part.entry.load()
+    where = f"{part.where}.params"
+    known = inspect.signature(kind).parameters
+    for name in part.params:
+        if name not in known:
+            raise ConfigError(
+                where,
+                f"{part.entry.name} takes no {name!r}",
+                near(name, known) or f"it takes: {', '.join(known)}",
+            )
+    try:
+        return cast(nn.Module, kind(**part.params))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known)}"
+        ) from error
+
+
+def build(part: Part) -> nn.Module:
+    """Build a component with its weights, in eval mode, without gradients.
+
+    Raises:
+        WeightsError: it has parameters and no weights are given, or they do not fit.
+    """
+    module = construct(part)
+    if part.checkpoint:
+        part.checkpoint.sha256()
+        load_into(module, read_tensors(part.checkpoint.path), part.checkpoint.path)
+    elif part.kind != "prior" and next(module.parameters(), None) is not None:
+        raise WeightsError(
+            f"{part.where}: {part.entry.name} is a network, and no weights are given",
+            f"name them: {{name: {part.entry.name}, weights: TAG or FILE}}; see `restorekit list weights`",
+        )
+    return module.eval().requires_grad_(False)
+
+
+@dataclass
+class _Conditions:
+    """How a step runs, and what happens to it on the way."""
+
+    device: torch.device
+    dtype: torch.dtype
+    tile: TileSpec
+    progress: Callable[[int, int], None]
+    events: list[str]
+
+
+class Step:
+    """One step of a chain: a network that is run on the whole image or on its tiles."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self.parts = parts
+        self.verb = "restore" if parts[0].kind == "backbone" else "refine"
+        main = build(parts[0])
+        self.prior: Prior | None = None
+        if isinstance(main, Backbone):
+            for part in parts[1:]:
+                main = cast(Adapter, build(part)).attach(main)
+        elif len(parts) > 1:
+            self.prior = cast(Prior, build(parts[1]))
+        self.network = cast("Backbone | Refiner", main)
+        self.memory: int | None = None
+        if isinstance(main, Backbone):
+            self.memory = memory_per_pixel(main)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move the networks; channels innermost is faster on every device that was measured."""
+        for network in (self.network, self.prior):
+            if network is not None:
+                network.to(device=device, dtype=dtype)
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, StepRecord]:
+        """Run on images (1, C, H, W); ``degraded`` is the pipeline's input, ``current`` the result so far.
+
+        Raises:
+            ContractError: the network returned something of another shape, or values that are not finite.
+            MemoryLimitError: the image does not fit at any tile size.
+        """
+        started = time.perf_counter()
+        conditions = replace(conditions, events=[])
+        output, tile = self._run_finite(degraded, current, conditions)
+        main = self.parts[0]
+        record = StepRecord(
+            verb=self.verb,
+            component="+".join(part.entry.name for part in self.parts),
+            version=main.entry.version,
+            weights=main.checkpoint.name if main.checkpoint else None,
+            weights_sha256=main.checkpoint.sha256() if main.checkpoint else None,
+            parameters=main.params,
+            tile=tile,
+            overlap=self._overlap(conditions) if tile else 0,
+            dtype=str(conditions.dtype).removeprefix("torch."),
+            device=str(conditions.device),
+            seconds=round(time.perf_counter() - started, 4),
+            licences=tuple(dict.fromkeys(licence for part in self.parts for licence in part.licences)),
+            events=tuple(conditions.events),
+        )
+        return output, record
+
+    def _run_finite(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, int]:
+        self.to(conditions.device, conditions.dtype)
+        output, tile = self._run(degraded, current, conditions)
+        if not check_finite(output) and conditions.dtype != torch.float32:
+            name = str(conditions.dtype).removeprefix("torch.")
+            conditions.events.append(f"the result was not finite in {name}, ran again in float32")
+            conditions.dtype = torch.float32
+            self.to(conditions.device, conditions.dtype)
+            output, tile = self._run(degraded, current, conditions)
+        if not check_finite(output):
+            name = self.parts[0].entry.name
+            raise ContractError(
+                f"{self.verb} step {name} returned values that are not finite",
+                "check the weights and the input",
+            )
+        return output, tile
+
+    def _overlap(self, conditions: _Conditions) -> int:
+        return self.network.overlap if conditions.tile.overlap == "auto" else conditions.tile.overlap
+
+    def _run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, int]:
+        """Return the output (1, C, H, W) and the tile size that it took, 0 for the whole image."""
+        network = self.network
+        overlap = self._overlap(conditions)
+        multiple = network.size_multiple
+        tile = conditions.tile.size
+        if tile == "auto":
+            height, width = current.shape[-2:]
+            tile = choose_tile(height, width, self.memory, conditions.device, overlap, multiple)
+        features = self._features(degraded, conditions)
+
+        def run(size: int) -> Tensor:
+            tiler = Tiler(size, overlap)
+            if isinstance(network, Refiner):
+                assert features is not None
+                return self._tiled(
+                    lambda before, after: network(before, after, features),
+                    tiler,
+                    conditions,
+                    degraded,
+                    current,
+                )
+            outputs = []
+            for plane in _planes(current, network.channels):
+                padded = pad_to_multiple(plane, multiple, network.padding)
+                whole = tiler.is_whole(*padded.shape[-2:], multiple)
+                act: Callable[..., Tensor] = network if whole else network.for_image(padded, size)
+                outputs.append(self._tiled(act, tiler, conditions, plane))
+            return _merged(outputs, current.shape[1])
+
+        return run_with_ladder(
+            run, tile, smallest=max(4 * overlap, multiple), sides=current.shape[-2:], events=conditions.events
+        )
+
+    def _tiled(
+        self, act: Callable[..., Tensor], tiler: Tiler, conditions: _Conditions, *images: Tensor
+    ) -> Tensor:
+        def cast_and_act(*windows: Tensor) -> Tensor:
+            return act(
+                *(window.to(conditions.dtype, memory_format=torch.channels_last) for window in windows)
+            )
+
+        return tiler(
+            cast_and_act,
+            *images,
+            multiple=self.network.size_multiple,
+            padding=self.network.padding,
+            scale=self.network.scale if isinstance(self.network, Backbone) else 1,
+            device=conditions.device,
+            progress=conditions.progress,
+        )
+
+    def _features(self, degraded: Tensor, conditions: _Conditions) -> PriorFeatures | None:
+        if self.prior is None:
+            return None
+        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
+        return cast(PriorFeatures, self.prior(colour.clamp(0, 1).to(conditions.device, conditions.dtype)))
+
+
+def _planes(image: Tensor, channels: int) -> list[Tensor]:
+    """Return the image (1, C, H, W) as inputs for a network of so many channels.
+
+    A gray image is repeated for a colour network; a colour image goes through a gray network colour by colour, so
+    that its colours survive.
+    """
+    have = image.shape[1]
+    if channels == have:
+        return [image]
+    if have == 1:
+        return [image.expand(-1, channels, -1, -1)]
+    if channels == 1:
+        return list(image.split(1, dim=1))
+    raise ContractError(f"the network takes {channels} channels, the image has {have}", "use another network")
+
+
+def _merged(outputs: Sequence[Tensor], channels: int) -> Tensor:
+    joined = torch.cat(list(outputs), dim=1)
+    return joined.mean(1, keepdim=True) if channels == 1 and joined.shape[1] > 1 else joined
+
+
+class Pipeline:
+    """A chain of networks, built and ready to restore any number of images.
+
+    Args:
+        steps: the built steps in order.
+        spec: what they were built from.
+        device: where they run.
+        dtype: precision they run in.
+    """
+
+    def __init__(
+        self, steps: Sequence[Step], spec: PipelineSpec, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.steps, self.spec, self.device, self.dtype = tuple(steps), spec, device, dtype
+
+    @classmethod
+    def build(cls, spec: PipelineSpec, device: str = "auto", dtype: str = "auto") -> Self:
+        """Build every network of a spec and load its weights.
+
+        Args:
+            spec: the pipeline.
+            device: auto, cpu, cuda, cuda:N or mps.
+            dtype: auto, fp32, bf16 or fp16.
+
+        Raises:
+            RestoreKitError: a name, an argument, a file of weights, the device or the precision is wrong.
+        """
+        where = resolve_device(device)
+        precision = resolve_dtype(dtype, where)
+        return cls([Step(found) for found in plan.parts(spec)], spec, where, precision)
+
+    def __call__(
+        self,
+        image: Image,
+        *,
+        tile: int | str | TileSpec = "auto",
+        seed: int | None = None,
+        progress: Progress | None = None,
+    ) -> RestoreResult:
+        """Restore one image.
+
+        Args:
+            image: degraded; values outside [0, 1] reach the first network as they are.
+            tile: ``auto`` for what the pipeline says, 0 for the whole image, or a side in pixels.
+            seed: of torch's generators during the run; they are put back afterwards.
+            progress: called after every tile.
+
+        Raises:
+            RestoreKitError: the image cannot be restored by this pipeline; the message says why.
+        """
+        settings = self.spec.tile
+        if isinstance(tile, TileSpec):
+            settings = tile
+        elif tile != "auto":
+            settings = TileSpec.model_validate({"size": tile, "overlap": settings.overlap})
+        degraded = current = image.pixels[None]
+        records: list[StepRecord] = []
+        with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            for step in self.steps:
+                name = step.parts[0].entry.name
+                report = _reporter(progress, name)
+                conditions = _Conditions(self.device, self.dtype, settings, report, [])
+                current, record = step.run(degraded, current, conditions)
+                records.append(record)
+        warnings = [
+            *image.notes,
+            *(f"{record.component}: {event}" for record in records for event in record.events),
+        ]
+        return RestoreResult(image.replace_pixels(current[0]), tuple(records), self.spec, tuple(warnings))
+
+
+def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None]:
+    def report(done: int, total: int) -> None:
+        if progress:
+            progress(name, done, total)
+
+    return report
+
+
+def built_facts(part: Part) -> dict[str, Any]:
+    """Return the facts of a part, checked by building it on the meta device: no memory, no values.
+
+    Raises:
+        RestoreKitError: the arguments or the tensors of the weights do not fit.
+    """
+    with torch.device("meta"):
+        module = construct(part)
+    if part.checkpoint:
+        check_fit(module, read_tensors(part.checkpoint.path), part.checkpoint.path)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    memory = memory_per_pixel(module) if isinstance(module, Backbone) else None
+    return {**part.facts(), "parameters": parameters, "memory_per_pixel": memory}
