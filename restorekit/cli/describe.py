@@ -15,7 +15,9 @@ MEGAPIXEL = 1_000_000
 
 
 def list_components(
-    kind: Annotated[str | None, typer.Argument(help="backbone, adapter, refiner, prior, weights or pipeline.")] = None,
+    kind: Annotated[
+        str | None, typer.Argument(help="backbone, adapter, refiner, prior, weights or pipeline.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List what is installed: components by kind, weights, pipelines."""
@@ -75,7 +77,11 @@ def info(
             )
     for item in declared:
         if item.name == name:
-            facts = {"kind": "weights", **vars(item), "parameters": catalog.find(item.component, item.tag).parameter_count()}
+            facts = {
+                "kind": "weights",
+                **vars(item),
+                "parameters": catalog.find(item.component, item.tag).parameter_count(),
+            }
             card = item.file.with_suffix(".md")
             found.append(facts | ({"about": card.read_text(encoding="utf-8")} if card.is_file() else {}))
     known_pipelines = presets()
@@ -83,9 +89,14 @@ def info(
         text = known_pipelines[name].read_text(encoding="utf-8")
         found.append({"kind": "pipeline", "name": name, "file": str(known_pipelines[name]), "about": text})
     if not found:
-        names = [*(each for book in books for each in book), *(item.name for item in declared), *known_pipelines]
+        names = [
+            *(each for book in books for each in book),
+            *(item.name for item in declared),
+            *known_pipelines,
+        ]
         raise UnknownComponentError(
-            f"nothing installed is called {name!r}", near(name, names) or "`restorekit list` prints every name"
+            f"nothing installed is called {name!r}",
+            near(name, names) or "`restorekit list` prints every name",
         )
     if as_json:
         say_json(found if len(found) > 1 else found[0])
@@ -101,7 +112,10 @@ def plan(
     pipeline: Annotated[str, typer.Argument(help="Name of a preset, or a YAML file.")],
     settings: Settings = None,
     build: Annotated[
-        bool, typer.Option("--build", help="Also build the networks, without memory, to check arguments and tensors.")
+        bool,
+        typer.Option(
+            "--build", help="Also build the networks, without memory, to check arguments and tensors."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -40,5 +40,8 @@ def complain(error: RestoreKitError, where: str = "") -> None:
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Return rows as plain text columns; the last column is as long as it is."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows])
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, *rows]
+    )
     return "\n".join(line.rstrip() for line in lines)

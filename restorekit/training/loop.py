@@ -94,7 +94,7 @@ class Run:
         loss_of = LOSSES[self.spec.loss]
         clean_patches = validation_patches(photographs)
         running: list[float] = []
-        started = time.perf_counter()
+        started = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0)
         while self.step < self.spec.steps:
             stage = stage_at(self.spec.stages, self.step)
             degraded, clean = training_batch(

@@ -69,10 +69,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, pool: Pool) -> Tensor:
         """(B, D, H, W) -> (B, D, H, W)."""
-        wide = self._activate(self.conv2(self.conv1(self.norm1(x))))
+        wide = self.pooled_features(x)
         attention = (self.sca if self.gated else self.se)(pool(wide, self.stride))
         x = x + _scaled(self.conv3, self.beta, wide * attention)
         return x + _scaled(self.conv5, self.gamma, self._activate(self.conv4(self.norm2(x))))
+
+    def pooled_features(self, x: Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D', H, W): what channel attention pools over."""
+        return self._activate(self.conv2(self.conv1(self.norm1(x))))
 
     def _activate(self, x: Tensor) -> Tensor:
         if not self.gated:

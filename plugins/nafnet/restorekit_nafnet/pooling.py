@@ -7,7 +7,7 @@ whole image. A pool maps features (B, D, H, W) of a level, whose pixels are ``st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +53,17 @@ class LocalMean:
         top, left = (rows - means.shape[2]) // 2, (columns - means.shape[3]) // 2
         bottom, right = rows - means.shape[2] - top, columns - means.shape[3] - left
         return pad(means + centre, (left, right, top, bottom), mode="replicate").to(features.dtype)
+
+
+def given(means: Sequence[Tensor]) -> Pool:
+    """Return a pool that hands out means (1, D, 1, 1), computed before, one block after the other."""
+    remaining = iter(means)
+    return lambda features, stride: next(remaining)
+
+
+def given_always(mean: Tensor) -> Pool:
+    """Return a pool that hands out the same mean to every call, for the strips of one block."""
+    return lambda features, stride: mean
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""``restorekit restore``: images in, restored images out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from restorekit.cli.output import AsJson, Device, Precision, Settings, complain, note, say, say_json
+from restorekit.config import PipelineSpec, TileSpec, check
+from restorekit.errors import OutputError, RestoreKitError
+
+if TYPE_CHECKING:
+    from restorekit.batch import Job
+    from restorekit.pipeline import Pipeline
+
+
+def restore(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders or patterns.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="File for one input, folder for several.", show_default=False),
+    ] = Path("restored"),
+    more_inputs: Annotated[
+        list[str] | None, typer.Option("-i", "--input", help="The same as INPUTS.")
+    ] = None,
+    pipeline: Annotated[
+        str, typer.Option("-p", "--pipeline", help="Name of a preset, or a YAML file.")
+    ] = "auto",
+    settings: Settings = None,
+    device: Device = "auto",
+    dtype: Precision = "auto",
+    tile: Annotated[str, typer.Option("-t", "--tile", help="auto, 0 for whole images, or pixels.")] = "auto",
+    tile_overlap: Annotated[str, typer.Option(help="auto, or pixels shared by neighbouring tiles.")] = "auto",
+    seed: Annotated[int | None, typer.Option(help="Of networks that draw random numbers.")] = None,
+    recursive: Annotated[
+        bool, typer.Option("-r", "--recursive", help="Look into folders within folders.")
+    ] = False,
+    suffix: Annotated[str, typer.Option(help="Put after the stem of every output name.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what is done.")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also write NAME.compare.png, before and after.")
+    ] = False,
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
+) -> None:
+    """Restore images. Inputs that fail are named, and do not stop the others (exit code 3)."""
+    from restorekit.batch import collect
+    from restorekit.files import ensure_writable
+
+    jobs = collect([*(inputs or []), *(more_inputs or [])], output, recursive=recursive, suffix=suffix)
+    existing = [job for job in jobs if job.target.exists()]
+    if skip_existing:
+        jobs = [job for job in jobs if job not in existing]
+    elif existing and not overwrite:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise OutputError(
+            f"{existing[0].target}{others} exists", "add --overwrite or --skip-existing, or change -o"
+        )
+    spec = PipelineSpec.load(pipeline, settings or [])
+    tiles = _tiles(spec.tile, tile, tile_overlap)
+    for folder in {job.target.parent for job in jobs}:
+        ensure_writable(folder)
+
+    from restorekit.pipeline import Pipeline
+    from restorekit.runtime import tune_allocator
+
+    tune_allocator()
+    chain = Pipeline.build(spec, device, dtype)
+    records, failed = _run(chain, jobs, tiles, seed, compare, show=not quiet and not as_json)
+    if as_json:
+        say_json(records)
+    else:
+        for record in (record for record in records if "error" not in record):
+            say(f"{record['output']}   {record['seconds']:.1f} s")
+    if failed:
+        note(f"{failed} of {len(jobs)} inputs failed")
+        raise typer.Exit(2 if len(jobs) == 1 else 3)
+
+
+def _tiles(spec: TileSpec, size: str, overlap: str) -> TileSpec:
+    """Return the pipeline's tiles with those of the command line on top."""
+    given = {"size": size, "overlap": overlap}
+    document: dict[str, Any] = spec.model_dump()
+    document |= {
+        key: int(text) if text.isdecimal() else text for key, text in given.items() if text != "auto"
+    }
+    return check(TileSpec, document, "--tile")
+
+
+def _run(
+    chain: Pipeline, jobs: list[Job], tiles: TileSpec, seed: int | None, compare: bool, *, show: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """Restore every job; return a record each, and how many failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    records: list[dict[str, Any]] = []
+    failed = 0
+    with Progress(*columns, console=Console(stderr=True), disable=not show, transient=True) as progress:
+        images = progress.add_task("images", total=len(jobs), visible=len(jobs) > 1)
+        tiles_task = progress.add_task("tiles", total=None)
+        for job in jobs:
+            progress.update(tiles_task, description=job.source.name, completed=0, total=None)
+
+            def report(name: str, done: int, total: int) -> None:
+                progress.update(tiles_task, completed=done, total=total)
+
+            try:
+                records.append(_one(chain, job, tiles, seed, compare, report))
+            except RestoreKitError as error:
+                failed += 1
+                complain(error, str(job.source) if str(job.source) not in error.message else "")
+                records.append({"input": str(job.source), "error": error.message, "hint": error.hint})
+            progress.advance(images)
+    return records, failed
+
+
+def _one(
+    chain: Pipeline,
+    job: Job,
+    tiles: TileSpec,
+    seed: int | None,
+    compare: bool,
+    report: Callable[[str, int, int], None],
+) -> dict[str, Any]:
+    from restorekit.compare import comparison
+    from restorekit.files import replacing
+    from restorekit.image import Image
+
+    degraded = Image.of(job.source)
+    result = chain(degraded, tile=tiles, seed=seed, progress=report)
+    # Outputs that exist were refused before anything ran, or the user asked to replace them.
+    result.save(job.target, overwrite=True)
+    for warning in result.warnings:
+        note(f"{job.source}: {warning}")
+    facts: dict[str, Any] = {
+        "input": str(job.source),
+        "output": str(job.target),
+        **json.loads(result.to_json()),
+    }
+    if compare:
+        picture = job.target.with_suffix(".compare.png")
+        with replacing(picture) as temporary:
+            names = " + ".join(step.component for step in result.steps)
+            comparison(degraded.to_pil(), result.to_pil(), ("degraded", f"restored by {names}")).save(
+                temporary
+            )
+        facts["comparison"] = str(picture)
+    return facts
