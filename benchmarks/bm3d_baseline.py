@@ -1,9 +1,9 @@
 """BM3D on the images of a protocol, told the true noise level: the classical method to compare with.
 
-    python benchmarks/bm3d_baseline.py --data DIR --sigma 15 25 50
+    $ python benchmarks/bm3d_baseline.py --data DIR --sigma 15 25 50
 
-It uses the package ``bm3d`` (its authors' binaries, for non-commercial use), which restorekit itself never imports.
-Figures and inputs are those of ``restorekit eval --protocol restormer-gaussian-color``.
+It uses the package ``bm3d`` (its authors' binaries, for non-commercial use), which restorekit itself never
+imports. Figures and inputs are those of ``restorekit eval --protocol restormer-gaussian-color``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def one(job: tuple[Path, float]) -> dict[str, str | float]:
 
 
 def main() -> None:
-    """Add a line of JSON an image to the output, then print the means; what is there already is not run again."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Add a line an image to the output, then print the means; what is there already is not run again."""
+    parser = argparse.ArgumentParser(description="BM3D on the images of a protocol, told the noise level")
     parser.add_argument("--data", type=Path, required=True, help="folder of clean images")
     parser.add_argument("--sigma", type=float, nargs="+", default=[15, 25, 50])
     parser.add_argument("--processes", type=int, default=1)
@@ -56,7 +56,8 @@ def main() -> None:
     for sigma in arguments.sigma:
         lines_of = [done[path.name, level] for path, level in wanted if level == sigma]
         psnr, seconds = (np.array([line[key] for line in lines_of]) for key in ("psnr", "seconds"))
-        print(f"sigma {sigma:g}: {psnr.mean():.2f} dB, {np.median(seconds):.1f} s an image, {len(psnr)} images")
+        median = np.median(seconds)
+        print(f"sigma {sigma:g}: {psnr.mean():.2f} dB, {median:.1f} s an image, {len(psnr)} images")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long the commands take that must not import torch: median of whole processes, interleaved.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

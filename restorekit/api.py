@@ -46,9 +46,9 @@ def restore(
     """Restore a degraded image and return the same kind of image.
 
     Args:
-        image: path, PIL image, array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or float, tensor (C, H, W) or
-            (N, C, H, W), or a list of these. The range follows from the type: 0..255, 0..65535, or 0..1 for
-            floats, whose values outside 0..1 reach the network as they are. Colours are RGB.
+        image: path, PIL image, array (H, W), (H, W, 3) or (H, W, 4) of uint8, uint16 or float, tensor (C, H,
+            W) or (N, C, H, W), or a list of these. The range follows from the type: 0..255, 0..65535, or 0..1
+            for floats, whose values outside 0..1 reach the network as they are. Colours are RGB.
         pipeline: name of a preset, path of a YAML file, mapping, spec, or what ``load_pipeline`` returned
             (whose device and dtype then hold).
         device: auto, cpu, cuda, cuda:N or mps.
@@ -78,6 +78,6 @@ def restore(
         if not len(image):
             raise ImageError("the batch of images is empty", "give at least one image")
         results = [one(item) for item in image]
-        return results if return_result else torch.stack([result.image.like_source() for result in results])
+        return results if return_result else torch.stack([result.image.to_tensor() for result in results])
     result = one(image)
     return result if return_result else result.image.like_source()

@@ -76,7 +76,8 @@ def _expand(text: str, recursive: bool) -> list[tuple[Path, Path]]:
         return images
     if path.exists():
         return [(path, Path(path.name))]
-    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]
+    # Path.glob takes no absolute patterns.
+    matches = [Path(match) for match in sorted(glob.glob(text, recursive=True)) if Path(match).is_file()]  # noqa: PTH207
     if not matches:
         raise ImageError(f"{text} does not exist", "check the path; patterns are put in quotes")
     return [(match, Path(match.name)) for match in matches]

@@ -129,7 +129,7 @@ def declared() -> tuple[Pretrained, ...]:
         WeightsError: two distributions declare one name.
     """
     found: dict[str, Pretrained] = {}
-    for entry in weights.values():
+    for entry in weights.entries():
         for item in entry.load():
             if item.name in found:
                 raise WeightsError(

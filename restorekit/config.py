@@ -155,7 +155,8 @@ class PipelineSpec(Spec):
         Args:
             document: mapping with ``steps`` and, optionally, ``description`` and ``tile``.
             source: what errors call it.
-            settings: overrides ``STEP.PARAM=VALUE``; STEP is a component's name or the number of a step, from 1.
+            settings: overrides ``STEP.PARAM=VALUE``; STEP is a component's name or the number of a step, from
+                1.
 
         Raises:
             ConfigError: a key or a value is wrong; the error holds its path.

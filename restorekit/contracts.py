@@ -1,10 +1,10 @@
 """The promises that components keep: Backbone, Adapter, Refiner, Prior.
 
-They are ``nn.Module`` base classes: the pipeline needs ``eval``, ``to`` and ``load_state_dict``, and a wrong class is
-refused by ``isinstance`` with a clear message. This room runs nothing and finds nothing.
+They are ``nn.Module`` base classes: the pipeline needs ``eval``, ``to`` and ``load_state_dict``, and a wrong
+class is refused by ``isinstance`` with a clear message. This room runs nothing and finds nothing.
 
-Shape letters, fixed for the whole project: ``B`` batch, ``C`` colour channels, ``H W`` pixels, ``F`` prior features,
-``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], degraded ones may lie outside.
+Shape letters, fixed for the whole project: ``B`` batch, ``C`` colour channels, ``H W`` pixels, ``F`` prior
+features, ``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], degraded ones may lie outside.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Backbone(nn.Module, ABC):
     def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
         """Return the network as it acts on tiles of this one image.
 
-        Called once with the whole padded image before its tiles are run, so that whatever depends on the whole image
-        (a degradation classifier, global statistics) is computed once and shared: no seams.
+        Called once with the whole padded image before its tiles are run, so that whatever depends on the
+        whole image (a degradation classifier, global statistics) is computed once and shared: no seams.
 
         Args:
             degraded: (1, C, H, W), on the CPU when the image is larger than the device.
@@ -68,7 +68,7 @@ class Adapter(nn.Module, ABC):
 
 @dataclass(frozen=True)
 class PriorFeatures:
-    """What a prior says of an image: ``glob`` (B, F), and ``dense`` (B, F', h, w) with its stride in pixels."""
+    """What a prior says of an image: ``glob`` (B, F), ``dense`` (B, F', h, w) with its stride in pixels."""
 
     glob: Tensor
     dense: Tensor | None = None

@@ -1,7 +1,7 @@
 """Clean image to degraded image: seeded, documented, on tensors. Used by training, evaluation and tests.
 
-Images are RGB float tensors (C, H, W), clean in [0, 1]. ``sigma`` is the standard deviation of noise in 8-bit levels
-(0 to 255). Nothing here reads files or knows of training.
+Images are RGB float tensors (C, H, W), clean in [0, 1]. ``sigma`` is the standard deviation of noise in 8-bit
+levels (0 to 255). Nothing here reads files or knows of training.
 """
 
 from __future__ import annotations

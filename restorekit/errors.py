@@ -18,9 +18,6 @@ class RestoreKitError(Exception):
         hint: one imperative sentence; empty when the message alone is enough.
     """
 
-    #: Exit status of the command line for this error (1 unusable request, 2 usage, 4 weights missing).
-    exit_code = 1
-
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.message = message
@@ -31,9 +28,7 @@ class RestoreKitError(Exception):
 
 
 class ConfigError(RestoreKitError):
-    """A configuration file or a parameter is wrong; ``where`` is the path of the key, as in ``steps[1].refine``."""
-
-    exit_code = 2
+    """A file or a parameter is wrong; ``where`` is the path of the key, as in ``steps[1].refine``."""
 
     def __init__(self, where: str, message: str, hint: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message, hint)
@@ -61,8 +56,6 @@ class ContractError(RestoreKitError):
 
 class WeightsError(RestoreKitError):
     """Weights are missing, damaged, or belong to another network."""
-
-    exit_code = 4
 
 
 class ImageError(RestoreKitError):

@@ -1,7 +1,7 @@
 """The workshop: builds a chain from a spec and runs it on images.
 
-It finds components through the registry and knows none by name. Reading and writing images is image.py, cutting
-them is tiling.py, devices and memory are runtime.py.
+It finds components through the registry and knows none by name. Reading and writing images is image.py,
+cutting them is tiling.py, devices and memory are runtime.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from restorekit.runtime import (
     resolve_device,
     resolve_dtype,
     run_with_ladder,
+    smallest_tile,
 )
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit.weights import check_fit, load_into, read_tensors
@@ -189,13 +190,17 @@ class Step:
             outputs = []
             for plane in _planes(current, network.channels):
                 padded = pad_to_multiple(plane, multiple, network.padding)
-                whole = tiler.is_whole(*padded.shape[-2:], multiple)
+                whole = tiler.is_whole(padded.shape[2], padded.shape[3], multiple)
                 act: Callable[..., Tensor] = network if whole else network.for_image(padded, size)
                 outputs.append(self._tiled(act, tiler, conditions, plane))
             return _merged(outputs, current.shape[1])
 
         return run_with_ladder(
-            run, tile, smallest=max(4 * overlap, multiple), sides=current.shape[-2:], events=conditions.events
+            run,
+            tile,
+            smallest=smallest_tile(overlap, multiple),
+            sides=current.shape[-2:],
+            events=conditions.events,
         )
 
     def _tiled(
@@ -226,8 +231,8 @@ class Step:
 def _planes(image: Tensor, channels: int) -> list[Tensor]:
     """Return the image (1, C, H, W) as inputs for a network of so many channels.
 
-    A gray image is repeated for a colour network; a colour image goes through a gray network colour by colour, so
-    that its colours survive.
+    A gray image is repeated for a colour network; a colour image goes through a gray network colour by
+    colour, so that its colours survive.
     """
     have = image.shape[1]
     if channels == have:
@@ -235,7 +240,7 @@ def _planes(image: Tensor, channels: int) -> list[Tensor]:
     if have == 1:
         return [image.expand(-1, channels, -1, -1)]
     if channels == 1:
-        return list(image.split(1, dim=1))
+        return list(torch.split(image, 1, dim=1))
     raise ContractError(f"the network takes {channels} channels, the image has {have}", "use another network")
 
 

@@ -45,7 +45,7 @@ class Part:
 
     @property
     def parameters(self) -> int | None:
-        """How many values the weights hold; 0 without weights, not known for formats that need torch to read."""
+        """How many values the weights hold; 0 without weights, None for formats that need torch to read."""
         if self.checkpoint is None:
             return 0
         return self.checkpoint.parameter_count() if self.checkpoint.path.suffix == ".safetensors" else None

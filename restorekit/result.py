@@ -72,7 +72,7 @@ class RestoreResult:
         return sum(step.seconds for step in self.steps)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the image; the format follows from the suffix, depth and metadata are kept where it can hold them.
+        """Write the image; its suffix names the format, depth and metadata are kept where that can hold them.
 
         Raises:
             OutputError: the file exists and ``overwrite`` is not set, or it cannot be written.
@@ -84,7 +84,7 @@ class RestoreResult:
         return self.image.to_pil()
 
     def to_numpy(self) -> NDArray[Any]:
-        """Return an array (H, W, C), or (H, W) for gray, in the sample type of the input (8-bit for files)."""
+        """Return an array (H, W, C), or (H, W), in the sample type of the input (8-bit for files)."""
         return self.image.to_array()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Where and how a network runs: device, precision, memory, and what happens when memory runs out.
 
-It decides and retries; it neither cuts images (tiling.py) nor knows what a network is for. Environment variables are
-read when a function is called.
+It decides and retries; it neither cuts images (tiling.py) nor knows what a network is for. Environment
+variables are read when a function is called.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ _DTYPES = {
 
 # Share of the free memory that a run may plan with: the images themselves and other programs need the rest.
 _SHARE = 0.6
-# What operators need besides the tensors that are counted: packed weights, unfolded inputs, blocks left over.
-_WORKSPACE = 1.5
-# For networks that cannot be measured: Restormer's, the hungriest of those measured at 512 x 512.
-_UNKNOWN_BYTES_PER_PIXEL = 10_500
+# Operators need more than the tensors that are counted, and an allocator has gaps: on a CPU the resident
+# memory of NAFNet grew 1.0 to 1.9 times as fast as its tensors, the most with the tuned allocator.
+_WORKSPACE = 2.0
+# For networks that cannot be measured: with the workspace, above the 10.5 kB of Restormer, the hungriest.
+_UNKNOWN_BYTES_PER_PIXEL = 6_000
 # Below this side a tile is mostly overlap and operators no longer fill the machine.
 _SMALLEST_TILE = 128
 # Sides at which memory is measured: larger than any window of local pooling, so that its maps are counted.
@@ -84,8 +85,8 @@ def resolve_device(name: str = "auto") -> torch.device:
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the precision of a name; ``auto`` is RESTOREKIT_DTYPE, else float32.
 
-    ``auto`` stays at float32 on every device: its numbers are those of the papers, and half precision is for the
-    user to choose. On a CPU without AMX or AVX512-BF16, bfloat16 was slower than float32 and off by up to 0.1.
+    ``auto`` stays at float32 on every device: its numbers are those of the papers, and half precision is for
+    the user to choose. On a CPU without AMX or AVX512-BF16, bfloat16 was slower and off by up to 0.1.
 
     Args:
         name: auto, fp32, bf16, fp16, or torch's names of them.
@@ -123,31 +124,30 @@ def _devices() -> list[str]:
 
 
 def _why_not(name: str) -> str:
-    if name.startswith("cuda") and not torch.backends.cuda.is_built():
+    if name.startswith("cuda") and not (torch.version.cuda or torch.version.hip):
         return ": this build of torch has no CUDA"
-    if name == "mps" and not torch.backends.mps.is_built():
-        return ": this build of torch has no MPS"
     return ""
 
 
 def tune_allocator() -> bool:
     """Let glibc keep freed memory for the next large tensor; return whether it does.
 
-    By default blocks above 32 MiB go back to the kernel when freed, and the next one is faulted in page by page: 1.7
-    times the run time of the published networks on a CPU. The price is a process that does not shrink until it ends.
-    It holds for the whole process, so only a program may ask for it, never an import. Does nothing elsewhere than on
-    Linux with glibc.
+    By default blocks above 32 MiB go back to the kernel when freed, and the next one is faulted in page by
+    page; without that, networks ran up to 1.7 times as fast on a CPU. The price is a process that stays as
+    large as it ever was. It holds for the whole process, so only a program may ask for it, never an import.
+    Does nothing but on Linux with glibc.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS])
+    done = [mallopt(option, value) == 1 for option, value in _MALLOC_OPTIONS]
+    return all(done)
 
 
 def available_memory(device: torch.device) -> int:
     """Return the bytes that can still be taken on a device without swapping.
 
-    On the CPU the limit of the container (cgroup version 1 or 2) counts where it is lower than that of the machine.
+    On the CPU the limit of the container (cgroup version 1 or 2) counts where it is lower than the machine's.
     """
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -203,14 +203,14 @@ def memory_per_pixel(
 ) -> int | None:
     """Return the bytes of tensors that a forward holds at its peak, per pixel of the input.
 
-    A copy of the network runs on the meta device, where tensors have shapes but no memory, at two sizes; the slope
-    between their peaks leaves out what does not grow with the image. Weights do not count, the input and the output
-    do; what operators need inside does not, see ``choose_tile``. The figure holds for the dtype of the weights.
+    A copy of the network runs on the meta device, where tensors have shapes but no memory, at two sizes; the
+    slope between their peaks leaves out what does not grow with the image. The input and the output count,
+    weights and what operators need inside do not, see ``choose_tile``. It holds for the dtype of the weights.
 
     Args:
-        network: a backbone, or any module when ``example`` is given; it is left untouched, and may be on meta.
-        example: given a side, returns the arguments of a forward on images (1, C, side, side), on the meta device.
-            By default one image with the network's ``channels``.
+        network: a backbone, or any module when ``example`` is given; left untouched, may be on meta.
+        example: given a side, returns the arguments of a forward on images (1, C, side, side) on the meta
+            device. By default one image with the network's ``channels``.
 
     Returns:
         None when the network cannot run without values, for example because it branches on them.
@@ -239,21 +239,18 @@ def _meta_twin(network: nn.Module) -> nn.Module:
 
 
 def _peak_bytes(network: nn.Module, example: Callable[[int], Sequence[object]], side: int) -> int:
+    weights = [*network.parameters(), *network.buffers()]
     # Not inference mode: it hides from the count what composite operators make inside.
-    with (
-        torch.no_grad(),
-        torch.device("meta"),
-        _LiveBytes([*network.parameters(), *network.buffers()]) as live,
-    ):
+    with torch.no_grad(), torch.device("meta"), _LiveBytes(weights) as live:
         network(*example(side))
-    return live.peak
+    return int(live.peak)
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors alive, each storage once, from its first tensor to the death of its last."""
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Counts the bytes of tensors alive: each storage once, until its last tensor dies."""
 
     def __init__(self, weights: Iterable[Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._weights = {weight.untyped_storage()._cdata for weight in weights}
         self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -286,7 +283,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 def smallest_tile(overlap: int, multiple: int = 1) -> int:
-    """Return the smallest side worth running: half of a tile of four overlaps is shared with its neighbours."""
+    """Return the smallest side worth running: at four overlaps each neighbour repeats a quarter of it."""
     return -(-max(4 * overlap, _SMALLEST_TILE) // multiple) * multiple
 
 
@@ -295,13 +292,13 @@ def choose_tile(
 ) -> int:
     """Return the side of the largest tiles that fit, 0 where the whole image fits.
 
-    A run may take 60 % of the free memory and is taken to need 1.5 times the tensors of the network, for what
+    A run may take 60 % of the free memory and is taken to need twice the tensors of the network, for what
     operators need inside. The result is never below ``smallest_tile``, whether that fits or not.
 
     Args:
         height: H of the image, in pixels.
         width: W of the image, in pixels.
-        bytes_per_pixel: from ``memory_per_pixel``; 10.5 kB are taken for a network that could not be measured.
+        bytes_per_pixel: from ``memory_per_pixel``; 6 kB for a network that could not be measured.
         device: where the network runs.
         overlap: pixels that neighbouring tiles share.
         multiple: the side is a multiple of this.

@@ -97,19 +97,15 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
         refiner = _stirred(cls(**params))
 
         def run(network: nn.Module, degraded: Tensor) -> Tensor:
-            said = guide(degraded.float())
-            dense = None if said.dense is None else said.dense.to(degraded.dtype)
             restored = 0.9 * degraded
             kept = restored.clone()
-            refined: Tensor = network(
-                degraded, restored, PriorFeatures(said.glob.to(degraded.dtype), dense, said.stride)
-            )
+            refined: Tensor = network(degraded, restored, _guidance(guide, degraded))
             _require(torch.equal(restored, kept), f"{name} changes the restored image in place")
             return refined
 
         _check_attributes(name, refiner, ("size_multiple",))
         for height, width in _sizes(refiner.size_multiple):
-            _check_images(name, refiner, lambda x: run(refiner, x), torch.rand(2, 3, height, width))
+            _check_images(name, refiner, lambda x: run(refiner, x), _images(3, height, width))
         image = torch.rand(1, 3, *_sizes(refiner.size_multiple)[0])
         _check_state(cls, params, refiner, lambda network: run(network, image))
         _check_meta(cls, params)
@@ -133,12 +129,13 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
         prior.train()
         training = [key or "the prior" for key, module in prior.named_modules() if module.training]
         _require(not training, f"{name} leaves eval mode: {_some(training)} follows train()")
-        images = torch.rand(2, 3, 64, 96)
+        images = _images(3, 64, 96)
         first: PriorFeatures = prior(images)
         shape, stated = tuple(first.glob.shape), (2, prior.features)
         _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
         _check_call(f"{name} (global features)", lambda x: prior(x).glob, images)
-        _require(not _close(first.glob[0], first.glob[1]), f"{name} says the same of two different images")
+        same = torch.equal(first.glob[0], first.glob[1])
+        _require(not same, f"{name} says the same of two different images")
         if first.dense is not None:
             shape = tuple(first.dense.shape)
             stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
@@ -149,7 +146,8 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
 def _check_constructor(cls: type[nn.Module], base: type[nn.Module]) -> inspect.Signature:
     _require(isinstance(cls, type) and issubclass(cls, base), f"{cls!r} is not a {base.__name__}")
     signature = inspect.signature(cls)
-    loose = [str(p) for p in signature.parameters.values() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    loose = [stars[p.kind] + p.name for p in signature.parameters.values() if p.kind in stars]
     _require(
         not loose,
         f"the constructor of {cls.__name__} takes {', '.join(loose)}",
@@ -170,7 +168,7 @@ def _check_attributes(name: str, network: Backbone | Refiner, at_least_one: Iter
 def _check_backbone(name: str, backbone: Backbone) -> None:
     _check_attributes(name, backbone, ("size_multiple", "scale", "channels"))
     for height, width in _sizes(backbone.size_multiple):
-        images = torch.rand(2, backbone.channels, height, width)
+        images = _images(backbone.channels, height, width)
         _check_images(name, backbone, backbone, images, backbone.scale)
         image, expected = images[:1], backbone(images[:1])
         tile = max(height, width)
@@ -250,6 +248,19 @@ def _sizes(multiple: int) -> list[tuple[int, int]]:
     return [(steps * multiple, (steps + 1) * multiple), (multiple, multiple), *odd]
 
 
+def _images(channels: int, height: int, width: int) -> Tensor:
+    """Return two images of different brightness, so that statistics that one takes from the other show."""
+    return torch.rand(2, channels, height, width) * torch.tensor([1.0, 0.3]).reshape(2, 1, 1, 1)
+
+
+def _guidance(prior: Prior, images: Tensor) -> PriorFeatures:
+    """Describe each image by itself and in float32, so that the batch and the dtype change nothing."""
+    each = [prior(image[None].float()) for image in images]
+    dense = [one.dense.to(images.dtype) for one in each if one.dense is not None]
+    glob = torch.cat([one.glob for one in each]).to(images.dtype)
+    return PriorFeatures(glob, torch.cat(dense) if dense else None, each[0].stride)
+
+
 def _stirred(module: ModuleT) -> ModuleT:
     for parameter in module.parameters():
         if parameter.is_floating_point():
@@ -268,7 +279,8 @@ def _seeded() -> Iterator[None]:
 def _close(one: Tensor, other: Tensor) -> bool:
     # Batches of other sizes are summed in another order; a broken promise is larger than that by far.
     relative = 1e-9 if other.dtype == torch.float64 else 1e-3
-    return one.shape == other.shape and bool((one - other).abs().max() <= relative * (1 + other.abs().max()))
+    allowed = relative * (other.abs().max() + 1e-3)
+    return one.shape == other.shape and bool((one - other).abs().max() <= allowed)
 
 
 def _require_close(one: Tensor, other: Tensor, broken: str) -> None:
@@ -292,7 +304,8 @@ class _TwoConvolutions(Backbone):
 
     def forward(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return degraded + self.second(self.first(degraded).relu())
+        correction: Tensor = self.second(self.first(degraded).relu())
+        return degraded + correction
 
 
 class _RandomPrior(Prior):

@@ -1,4 +1,4 @@
-"""Put checkpoints into networks: safetensors, or ``.pth`` read without running code; strict, names of both sides.
+"""Put checkpoints into networks: safetensors, or ``.pth`` read without running code; always strict.
 
 Finding and verifying files needs no torch and is catalog.py.
 """

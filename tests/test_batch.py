@@ -58,7 +58,7 @@ def test_several_inputs_for_one_output_file_are_refused(photos):
 def test_missing_inputs_and_empty_folders_are_named(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("empty", "missing.png", "*.tiff"):
-        with pytest.raises(ImageError, match="holds no images|does not exist"):
+        with pytest.raises(ImageError, match=r"holds no images|does not exist"):
             collect([str(tmp_path / name)], Path("out"))
     with pytest.raises(ImageError, match="no input"):
         collect([], Path("out"))

@@ -99,5 +99,5 @@ def test_unknown_protocols_and_settings_have_near_names():
 
 def test_folder_without_images_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(ImageError, match="holds no images|is no folder"):
+        with pytest.raises(ImageError, match=r"holds no images|is no folder"):
             clean_images(folder)

@@ -264,13 +264,12 @@ def test_a_malformed_manifest_is_reported_and_harms_nobody_else(site, lines):
 
 def test_manifests_are_read_as_utf_8_whatever_the_locale(site):
     site.install("acme-good", offering("größe = a:B", "修复 = a:B"))
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(site.folder)}
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(site.folder)}
     script = "from restorekit.registry import backbones; print(ascii([*backbones]))"
-    done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, **plain}, capture_output=True, text=True, check=True
-    )
-    assert ascii("größe") in done.stdout
-    assert ascii("修复") in done.stdout
+    command = [sys.executable, "-c", script]
+    names = subprocess.run(command, env={**os.environ, **locale}, capture_output=True, text=True, check=True)
+    assert ascii("größe") in names.stdout
+    assert ascii("修复") in names.stdout
 
 
 def test_a_manifest_that_is_not_utf_8_is_reported(site):

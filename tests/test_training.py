@@ -1,4 +1,5 @@
 import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -68,18 +69,18 @@ def test_run_learns_and_writes_weights_and_curve(folder, tmp_path):
 
 
 def test_resumed_run_ends_with_the_same_weights(folder, tmp_path):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill_at_seven(step, row):
         if step == 7:
-            raise Killed
+            raise KilledError
 
     spec = spec_for(folder)
     photographs = Photographs.load(spec.data)
     whole = Run(spec, Tiny(), tmp_path / "whole", torch.device("cpu"))
     whole.train(photographs, nothing)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         Run(spec, Tiny(), tmp_path / "parts", torch.device("cpu")).train(photographs, kill_at_seven)
     resumed = Run(spec, Tiny(), tmp_path / "parts", torch.device("cpu"))
     resumed.resume()
@@ -223,7 +224,7 @@ def test_learning_rate_warms_up_and_decays_to_the_least():
     rates = [learning_rate(settings, step, 110) for step in range(110)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0)
     assert rates[60] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=0.001)
-    assert all(one >= other for one, other in zip(rates[9:], rates[10:], strict=False))
+    assert all(one >= other for one, other in pairwise(rates[9:]))
 
 
 def test_stages_follow_each_other():

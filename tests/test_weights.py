@@ -117,7 +117,7 @@ def test_unknown_tag_has_a_near_one_and_unknown_path_is_a_file(saved, monkeypatc
     with pytest.raises(WeightsError, match="has: tiny") as caught:
         find("net", "tinny")
     assert caught.value.hint == "did you mean 'tiny'?"
-    with pytest.raises(WeightsError, match="no file nowhere/net.pth"):
+    with pytest.raises(WeightsError, match=r"no file nowhere/net\.pth"):
         find("net", "nowhere/net.pth")
 
 

@@ -1,7 +1,7 @@
 """The street door: text in, exit code out. Each command imports its rooms only when it runs.
 
-Exit codes: 0 all done, 2 the request cannot be carried out (two lines say why), 3 some inputs failed and the others
-are done. Anything else is a bug and keeps its traceback.
+Exit codes: 0 all done, 2 the request cannot be carried out (two lines say why), 3 some inputs failed and the
+others are done. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

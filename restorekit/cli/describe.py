@@ -43,7 +43,9 @@ def list_components(
     if as_json:
         say_json(rows)
     else:
-        cells = [(row["kind"], row["name"], row["from"], row["summary"]) for row in rows]
+        cells: list[tuple[str, ...]] = [
+            (row["kind"], row["name"], row["from"], row["summary"]) for row in rows
+        ]
         say(table(cells, ("KIND", "NAME", "FROM", "SUMMARY")))
     for problem in registry.problems():
         note(f"warning: {problem.dist}: {problem.message}")

@@ -56,7 +56,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def torch_pair_problems(torch: str | None, wanted: str | None, torchvision: str | None) -> list[str]:
-    """Say whether torch and torchvision fit together; a mismatch breaks at import, deep inside other packages.
+    """Say whether torch and torchvision fit together; a mismatch breaks deep inside other packages.
 
     Args:
         torch: installed version, with its local part, as ``2.13.0+cpu``.

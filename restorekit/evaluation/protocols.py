@@ -1,7 +1,7 @@
 """Named protocols: everything that moves a figure, fixed and tested, under one name.
 
-A protocol says how a degraded image is made from a clean one, and how the restored image is compared. Its name is
-printed with every figure; figures of different protocols are never averaged.
+A protocol says how a degraded image is made from a clean one, and how the restored image is compared. Its
+name is printed with every figure; figures of different protocols are never averaged.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Protocol:
     Attributes:
         name: what is printed beside the figure.
         summary: one line for people.
-        degrade: clean image (H, W, 3) of 8-bit levels and settings -> degraded image (H, W, 3), floats in [0, 1]
-            or beyond.
+        degrade: clean image (H, W, 3) of 8-bit levels and settings -> degraded image (H, W, 3), floats in [0,
+            1] or beyond.
         score: clean and restored levels -> figures by name.
         settings: what can be set, with the defaults.
     """
@@ -59,8 +59,8 @@ class Protocol:
 def unclipped_gaussian(clean: Levels, settings: Mapping[str, float]) -> Floats:
     """Add white Gaussian noise as Restormer's evaluation does: numpy seed 0 for every image, not clipped.
 
-    The noise is drawn over (H, W, 3) in float64; ``sigma`` is in 8-bit levels. Source: Restormer (arXiv 2111.09881),
-    its gaussian colour denoising test script.
+    The noise is drawn over (H, W, 3) in float64; ``sigma`` is in 8-bit levels. Source: Restormer (arXiv
+    2111.09881), its gaussian colour denoising test script.
     """
     noise = np.random.RandomState(0).normal(0, settings["sigma"] / 255, clean.shape)
     return (clean.astype(np.float32) / np.float32(255) + noise).astype(np.float32)
@@ -78,7 +78,8 @@ def rgb_psnr(clean: Levels, restored: Levels) -> dict[str, float]:
 
 def to_levels(restored: NDArray[np.floating]) -> Levels:
     """Return 8-bit levels as a saved file would hold them: clipped, rounded half to even."""
-    return np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
+    levels: Levels = np.rint(np.clip(restored, 0, 1) * 255).astype(np.uint8)
+    return levels
 
 
 PROTOCOLS = {

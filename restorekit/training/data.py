@@ -1,7 +1,7 @@
 """Photographs in memory as 8-bit arrays, cut into patches and degraded on demand.
 
-Every batch is a function of (seed, step): a resumed run sees the batches it would have seen. No workers are needed:
-cutting and degrading a batch takes about a hundredth of a training step of the smallest network.
+Every batch is a function of (seed, step): a resumed run sees the batches it would have seen. No workers are
+needed: cutting and degrading a batch takes about a hundredth of a training step of the smallest network.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Photographs:
                 unreadable.append(str(path))
         if len(images) <= spec.hold_out:
             raise TrainingError(
-                f"data.folder: {folder} holds {len(images)} readable images, {spec.hold_out} of them are held out",
+                f"data.folder: {folder} holds {len(images)} readable images, {spec.hold_out} are held out",
                 "give a folder with more photographs: --set data.folder=PATH",
             )
         order = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -118,7 +118,7 @@ def degrade(clean: Tensor, spec: DenoiseSpec, random: np.random.Generator, noise
 
 
 def validation_patches(photographs: Photographs, *, side: int = 128, each: int = 4) -> Tensor:
-    """Return fixed clean patches (N, 3, side, side) of the held-out photographs, half of them reduced two-fold."""
+    """Return fixed patches (N, 3, side, side) of the held-out photographs, half of them reduced two-fold."""
     random = np.random.default_rng(0)
     patches = []
     for pixels in photographs.held_out:

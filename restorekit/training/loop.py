@@ -196,7 +196,7 @@ def learning_rate(settings: OptimizerSpec, step: int, steps: int) -> float:
 
 
 def validate(network: Backbone, clean: Tensor) -> Row:
-    """Return the mean PSNR in dB on patches (N, 3, H, W): noisy at sigma 15, 25 and 50, compressed, and clean."""
+    """Return mean PSNR in dB on patches (N, 3, H, W): noisy at sigma 15, 25, 50, compressed, and clean."""
     inputs = {
         f"sigma{sigma}": add_gaussian_noise(clean, sigma, torch.Generator().manual_seed(sigma))
         for sigma in (15, 25, 50)

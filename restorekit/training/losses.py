@@ -12,8 +12,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 def psnr_loss(restored: Tensor, clean: Tensor) -> Tensor:
     """Return minus the mean PSNR of the images in dB, so that little and much noise weigh the same.
 
-    Used by NAFNet (arXiv 2204.04676). The floor of 1e-5 on the squared error (50 dB) keeps images that need no
-    change from dominating the gradient.
+    Used by NAFNet (arXiv 2204.04676). The floor of 1e-5 on the squared error (50 dB) keeps images that need
+    no change from dominating the gradient.
     """
     error = (restored - clean).square().mean((1, 2, 3))
     return 10 * (error + 1e-5).log10().mean()

@@ -5,7 +5,7 @@ Shapes: B batch, D features, H W pixels of the level. Parameter names are those 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -83,6 +83,20 @@ class Block(nn.Module):
             return gelu(x)
         left, right = x.chunk(2, dim=1)
         return left * right
+
+
+class Stage(nn.ModuleList):
+    """Blocks of one level, one after the other."""
+
+    def forward(self, x: Tensor, pool: Pool) -> Tensor:
+        """(B, D, H, W) -> (B, D, H, W)."""
+        for block in self:
+            x = block(x, pool)
+        return x
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks in their order."""
+        return [cast(Block, block) for block in self]
 
 
 def _scaled(conv: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from restorekit.contracts import Backbone
-from restorekit_nafnet.blocks import Block, Kind
+from restorekit_nafnet.blocks import Block, Kind, Stage
 from restorekit_nafnet.pooling import LocalMean, Pool, given, given_always, global_mean
 from restorekit_nafnet.statistics import in_strips, mean_in_strips
 
@@ -17,9 +18,8 @@ from restorekit_nafnet.statistics import in_strips, mean_in_strips
 class _UNet(Backbone):
     """Encoder, middle and decoder of blocks; strided convolutions down, pixel shuffle up, skips added."""
 
-    padding = "zeros"
-    # Four times the radius that matters: measured, tiles differ from the whole image by 0.1 of an 8-bit level.
-    overlap = 64
+    # padding = "zeros" Four times the radius that matters: measured, tiles differ from the whole image by 0.1
+    # of an 8-bit level. overlap = 64
 
     def __init__(
         self,
@@ -41,10 +41,9 @@ class _UNet(Backbone):
             sides = (local_window, local_window) if isinstance(local_window, int) else tuple(local_window)
             self.pool = LocalMean(*sides)
 
-        def stage(blocks: int, level: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                Block(width * 2**level, kind, dw_expand, ffn_expand, stride=2**level) for _ in range(blocks)
-            )
+        def stage(blocks: int, level: int) -> Stage:
+            features = width * 2**level
+            return Stage(Block(features, kind, dw_expand, ffn_expand, stride=2**level) for _ in range(blocks))
 
         depth = len(encoder_blocks)
         self.intro = nn.Conv2d(channels, width, 3, padding=1)
@@ -67,27 +66,24 @@ class _UNet(Backbone):
         return self.run(padded, self.pool)[..., :height, :width]
 
     def run(self, degraded: Tensor, pool: Pool) -> Tensor:
-        """(B, C, H, W), sides multiples of ``size_multiple`` -> (B, C, H, W), channel attention fed by ``pool``."""
-        x = self.intro(degraded)
+        """(B, C, H, W) -> (B, C, H, W), sides multiples of ``size_multiple``; ``pool`` feeds the attention."""
+        x: Tensor = self.intro(degraded)
         skips = []
         for stage, down in zip(self.encoders, self.downs, strict=True):
-            for block in stage:
-                x = block(x, pool)
+            x = stage(x, pool)
             skips.append(x)
             x = down(x)
-        for block in self.middle_blks:
-            x = block(x, pool)
+        x = self.middle_blks(x, pool)
         for stage, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
-            x = up(x) + skip
-            for block in stage:
-                x = block(x, pool)
-        return self.ending(x) + degraded
+            x = stage(up(x) + skip, pool)
+        restored: Tensor = self.ending(x) + degraded
+        return restored
 
     def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
         """Return the network with the means of this image (1, C, H, W), for tiles of it.
 
-        With a local window (TLC) there is nothing to share: the published definition pools around each pixel, and
-        tiles see less of it near their border.
+        With a local window (TLC) there is nothing to share: the published definition pools around each pixel,
+        and tiles see less of it near their border.
         """
         if self.pool is not global_mean:
             return self
@@ -105,9 +101,8 @@ class _UNet(Backbone):
         device, means = weight.device, []
         rows = max(1, rows // self.size_multiple) * self.size_multiple
 
-        def walk(stage: Iterable[nn.Module], x: Tensor, level: int) -> Tensor:
-            for block in stage:
-                assert isinstance(block, Block)
+        def walk(stage: nn.Module, x: Tensor, level: int) -> Tensor:
+            for block in cast(Stage, stage).blocks():
                 height = max(2, rows >> level)
                 mean = mean_in_strips(block.pooled_features, x, height, device)
                 means.append(mean.to(device))

@@ -1,8 +1,8 @@
 """What channel attention pools over: the image, a window (TLC), or statistics handed in.
 
-Channel attention is the only global operation of the network, so its pool alone decides whether tiles agree with the
-whole image. A pool maps features (B, D, H, W) of a level, whose pixels are ``stride`` image pixels apart, to means
-(B, D, 1, 1) or (B, D, H, W).
+Channel attention is the only global operation of the network, so its pool alone decides whether tiles agree
+with the whole image. A pool maps features (B, D, H, W) of a level, whose pixels are ``stride`` image pixels
+apart, to means (B, D, 1, 1) or (B, D, H, W).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def global_mean(features: Tensor, stride: int = 1) -> Tensor:
 class LocalMean:
     """Mean over a window around each pixel: the test-time local converter, TLC.
 
-    Chu et al., ECCV 2022. The window keeps the size of the training patches times 1.5 and never follows the image.
+    Chu et al., ECCV 2022. The window keeps the size of the training patches times 1.5 and never follows the
+    image.
 
     Args:
         height: of the window, in pixels of the image.

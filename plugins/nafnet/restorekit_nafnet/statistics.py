@@ -1,8 +1,8 @@
 """The means that channel attention needs of a whole image, computed without running the whole image at once.
 
-The network is walked block by block over strips of rows. Feature maps wait where the image is (main memory); only a
-strip at a time is on the device, with the rows of its neighbours that a 3x3 convolution needs. The means are those
-of the whole image, not an estimate, so tiles that share them agree with the whole image.
+The network is walked block by block over strips of rows. Feature maps wait where the image is (main memory);
+only a strip at a time is on the device, with the rows of its neighbours that a 3x3 convolution needs. The
+means are those of the whole image, not an estimate, so tiles that share them agree with the whole image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def strips(x: Tensor, rows: int, halo: int) -> Iterator[tuple[Tensor, slice, int]]:
-    """Yield strips of (1, D, H, W): the rows with their halo, which rows they are, and how much halo is on top."""
+    """Yield strips of (1, D, H, W): rows with their halo, which rows they are, how much halo is on top."""
     height = x.shape[2]
     for start in range(0, height, rows):
         stop = min(start + rows, height)

@@ -1,7 +1,7 @@
 """Bundled weights, trained in the restorekit repository, with their model cards.
 
-Data only: nothing heavy is imported, because listing weights imports this module. Each file has a card of the same
-name beside it.
+Data only: nothing heavy is imported, because listing weights imports this module. Each file has a card of the
+same name beside it.
 """
 
 from __future__ import annotations
