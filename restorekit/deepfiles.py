@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from restorekit.errors import ImageError
-
-Dpi = tuple[float, float] | None
+from restorekit.metadata import Dpi
 
 _OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -45,12 +44,13 @@ def read_deep(image: PIL.Image.Image, open_again: Callable[[], PIL.Image.Image])
         # Two 16-bit samples take the four bytes of an 8-bit RGBA pixel.
         pairs = np.asarray(_as_raw(open_again(), lambda _: "RGBA"))
         high, low = pairs[..., ::2].astype(np.uint16), pairs[..., 1::2]
-        return high << 8 | low
+        both: NDArray[np.uint16] = high << 8 | low
+        return both
     if image.format not in ("PNG", "TIFF") or raw[:-1] not in ("RGB;16", "RGBA;16", "RGBX;16"):
         return None
     low = np.asarray(_as_raw(open_again(), lambda name: name[:-1] + _OTHER_BYTE[name[-1]]))
     # Opened once more, because the second pass has moved the file under the first.
-    samples = np.asarray(open_again()).astype(np.uint16) << 8 | low
+    samples: NDArray[np.uint16] = np.asarray(open_again()).astype(np.uint16) << 8 | low
     if "transparency" in image.info:
         opaque = (samples != np.array(image.info["transparency"], np.uint16)).any(axis=-1, keepdims=True)
         samples = np.concatenate([samples, opaque.astype(np.uint16) * np.uint16(65535)], axis=-1)

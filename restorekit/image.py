@@ -20,7 +20,8 @@ from torch.nn.functional import interpolate
 
 from restorekit.errors import ConfigError, ContractError, ImageError, OutputError
 from restorekit.files import replacing
-from restorekit.imagefiles import FORMATS, Decoded, Metadata, as_pil, from_pil, read, write
+from restorekit.imagefiles import FORMATS, Decoded, as_pil, from_pil, read, write
+from restorekit.metadata import Metadata
 
 # Value of white for whole numbers; floats have white at 1.
 _WHITE = {"uint8": 255, "uint16": 65535}
@@ -289,7 +290,7 @@ def _of_array(array: NDArray[Any], where: str) -> Image:
             f"{where} has shape {shape}, a batch of images", "give them one by one, or as a list"
         )
     if array.ndim not in (2, 3):
-        raise ImageError(f"{where} has shape {shape}, not (H, W) or (H, W, C)")
+        raise ImageError(f"{where} has shape {shape}, not (H, W) or (H, W, C)", "reshape it")
     if array.ndim == 3 and shape[-1] not in (1, 2, 3, 4):
         channels_first = shape[0] in (1, 3)
         hint = "use array.transpose(1, 2, 0)" if channels_first else "give 1, 2, 3 or 4 channels last"

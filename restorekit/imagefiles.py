@@ -9,7 +9,6 @@ import io
 import logging
 import struct
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -118,7 +117,8 @@ def from_pil(image: PIL.Image.Image, where: str = "PIL image") -> Decoded:
     except _DECODING as error:
         raise _damaged(where, error) from error
     samples, notes = _samples(image, where)
-    return _upright(image, samples, notes, where)
+    meta, orientation, more = _facts(image, where)
+    return Decoded(turned(samples, orientation), meta, (*notes, *more))
 
 
 def write(path: Path, samples: NDArray[Any], meta: Metadata, quality: int) -> None:
@@ -196,9 +196,12 @@ def _decode(file: BinaryIO, where: str) -> Decoded:
         # Of these formats, Pillow holds TIFF to its own limit once more when it loads the pixels.
         return _decode_other_tiff(file, where)
     raw = str(getattr(image, "tile", "")) if image.format in ("PNG", "TIFF") else ""
+    # Pillow turns a TIFF upright while it loads the pixels, and forgets how it lay.
+    early = _facts(image, where) if image.format == "TIFF" else None
     try:
         deep = read_deep(image, open_again)
-        image.load()
+        if deep is None:
+            image.load()
     except _DECODING as error:
         raise _damaged(where, error) from error
     samples, notes = (deep, list[str]()) if deep is not None else _samples(image, where)
@@ -207,7 +210,9 @@ def _decode(file: BinaryIO, where: str) -> Decoded:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         notes.append(f"{where}: only the first of {frames} frames is read")
-    return _upright(image, samples, notes, where)
+    meta, orientation, more = early or _facts(image, where)
+    upright = samples if early else turned(samples, orientation)
+    return Decoded(upright, meta, (*notes, *more))
 
 
 def _accepts(name: str, head: bytes) -> bool:
@@ -289,11 +294,11 @@ def _required(image: PIL.Image.Image | None) -> PIL.Image.Image:
     return image
 
 
-def _upright(image: PIL.Image.Image, samples: NDArray[Any], notes: list[str], where: str) -> Decoded:
+def _facts(image: PIL.Image.Image, where: str) -> tuple[Metadata, int, list[str]]:
+    """Return the metadata, the orientation of the stored pixels, and notes."""
     try:
-        meta, orientation = from_info(image)
+        return *from_info(image), []
     except (*_DECODING, AttributeError) as error:
         # Pillow fails in many ways on damaged EXIF, and on a TIFF that was closed; the pixels are good.
-        notes.append(f"{where}: the metadata cannot be read and is left out: {error}")
-        meta, orientation = Metadata(format=image.format or "", mode=image.mode), 1
-    return Decoded(turned(samples, orientation), meta, tuple(notes))
+        note = f"{where}: the metadata cannot be read and is left out: {error}"
+        return Metadata(format=image.format or "", mode=image.mode), 1, [note]

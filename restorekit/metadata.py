@@ -23,6 +23,7 @@ _DESCRIPTIVE = frozenset(
     (270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 18246, 18249, 33432, *range(40091, 40096))
 )
 _ORIENTATION, _XMP, _ICC, _INTEROPERABILITY = 274, 700, 34675, 40965
+_QUARTER_TURNS = (5, 6, 7, 8)
 _SUBDIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 
@@ -48,7 +49,7 @@ class Metadata:
 
 
 def from_info(image: PIL.Image.Image) -> tuple[Metadata, int]:
-    """Return the metadata of a loaded PIL image, and the orientation that its pixels still have."""
+    """Return the metadata of a PIL image, and the orientation of its pixels as stored."""
     exif = image.getexif()
     orientation = int(exif.get(_ORIENTATION, 1))
     profile = _bytes(image.info.get("icc_profile"))
@@ -58,7 +59,7 @@ def from_info(image: PIL.Image.Image) -> tuple[Metadata, int]:
         mode=image.mode,
         # Other colours are converted to RGB; the profile of their space would be wrong then.
         icc=profile if profile and profile[16:20] in (b"RGB ", b"GRAY") else None,
-        exif=_kept_exif(exif),
+        exif=_kept_exif(exif, orientation),
         # Pillow before 11 has the XMP of PNG under its long name only.
         xmp=_upright_xmp(_bytes(image.info.get("xmp") or image.info.get("XML:com.adobe.xmp"))),
         dpi=_swapped(_dpi(image.info.get("dpi")), orientation),
@@ -67,7 +68,7 @@ def from_info(image: PIL.Image.Image) -> tuple[Metadata, int]:
 
 
 def from_tiff(file: BinaryIO, dpi: Dpi) -> tuple[Metadata, int]:
-    """Return the metadata of a TIFF that Pillow cannot open, and the orientation that its pixels still have."""
+    """Return the metadata of a TIFF that Pillow cannot open, and the orientation of its pixels."""
     file.seek(0)
     exif = PIL.Image.Exif()
     exif.load_from_fp(file)
@@ -75,7 +76,7 @@ def from_tiff(file: BinaryIO, dpi: Dpi) -> tuple[Metadata, int]:
     meta = Metadata(
         format="TIFF",
         icc=_bytes(exif.get(_ICC)),
-        exif=_kept_exif(exif),
+        exif=_kept_exif(exif, orientation),
         xmp=_upright_xmp(_bytes(exif.get(_XMP))),
         dpi=_swapped(dpi, orientation),
     )
@@ -97,10 +98,10 @@ def turned(samples: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 
 def _swapped(dpi: Dpi, orientation: int) -> Dpi:
-    return (dpi[1], dpi[0]) if dpi and orientation in (5, 6, 7, 8) else dpi
+    return (dpi[1], dpi[0]) if dpi and orientation in _QUARTER_TURNS else dpi
 
 
-def _kept_exif(exif: PIL.Image.Exif) -> bytes | None:
+def _kept_exif(exif: PIL.Image.Exif, orientation: int) -> bytes | None:
     kept = PIL.Image.Exif()
     for tag in _DESCRIPTIVE & set(exif):
         kept[tag] = exif[tag]
@@ -108,6 +109,8 @@ def _kept_exif(exif: PIL.Image.Exif) -> bytes | None:
         entries = {tag: value for tag, value in exif.get_ifd(directory).items() if tag != _INTEROPERABILITY}
         if entries:
             kept[directory] = entries
+    if orientation in _QUARTER_TURNS and {282, 283} <= set(kept):
+        kept[282], kept[283] = kept[283], kept[282]
     if _ORIENTATION in kept:
         kept[_ORIENTATION] = 1
     return kept.tobytes() if len(kept) else None

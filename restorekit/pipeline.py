@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from restorekit import plan
-from restorekit.config import PipelineSpec, TileSpec
+from restorekit.config import PipelineSpec, TileSpec, check
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import ConfigError, ContractError, WeightsError, near
 from restorekit.image import Image
@@ -163,7 +163,15 @@ class Step:
         return output, tile
 
     def _overlap(self, conditions: _Conditions) -> int:
-        return self.network.overlap if conditions.tile.overlap == "auto" else conditions.tile.overlap
+        tile = conditions.tile
+        if tile.overlap != "auto":
+            return tile.overlap
+        # A tile that the user wants small gets a smaller overlap than the network would like.
+        return (
+            self.network.overlap
+            if not isinstance(tile.size, int)
+            else min(self.network.overlap, tile.size // 2 or self.network.overlap)
+        )
 
     def _run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, int]:
         """Return the output (1, C, H, W) and the tile size that it took, 0 for the whole image."""
@@ -303,7 +311,7 @@ class Pipeline:
         if isinstance(tile, TileSpec):
             settings = tile
         elif tile != "auto":
-            settings = TileSpec.model_validate({"size": tile, "overlap": settings.overlap})
+            settings = check(TileSpec, {"size": tile, "overlap": settings.overlap}, "tile")
         degraded = current = image.pixels[None]
         records: list[StepRecord] = []
         with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):

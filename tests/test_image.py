@@ -32,13 +32,13 @@ def photo(mode: str = "RGB", size: tuple[int, int] = (13, 9)) -> PIL.Image.Image
     return PIL.Image.fromarray(noise(size[1], size[0], *channels))
 
 
-def some_exif(orientation: int = 1) -> PIL.Image.Exif:
+def some_exif(orientation: int = 1) -> bytes:
     exif = PIL.Image.Exif()
     exif[0x010F] = "A maker"
     exif[0x0112] = orientation
     exif.get_ifd(0x8769)[0x9003] = "2024:05:06 07:08:09"
     exif.get_ifd(0x8825)[1] = "N"
-    return exif
+    return exif.tobytes()
 
 
 def opened(path: Path) -> PIL.Image.Image:
@@ -399,6 +399,16 @@ def test_cmyk_jpeg_becomes_rgb_with_a_note(tmp_path):
     assert any("converted from CMYK to RGB" in note for note in image.notes)
 
 
+def test_cmyk_with_a_broken_profile_is_converted_plainly(caplog):
+    source = photo().convert("CMYK")
+    plain = np.asarray(source.convert("RGB"))
+    source.info["icc_profile"] = b"no profile"
+    image = Image.of(source)
+    np.testing.assert_array_equal(image.to_array(), plain)
+    assert "the CMYK profile cannot be used" in caplog.text
+    assert image.meta.icc is None
+
+
 def test_first_frame_of_an_animation_is_read_with_a_note(tmp_path):
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -437,7 +447,7 @@ def test_orientation_is_applied_once(tmp_path, orientation, suffix):
 def test_deep_files_are_turned_as_shallow_ones(tmp_path, orientation):
     deep = noise(5, 7, 3, dtype="uint16")
     PIL.Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / "a.png", exif=some_exif(orientation))
-    chunk = png_chunk(b"eXIf", some_exif(orientation).tobytes().removeprefix(b"Exif\0\0"))
+    chunk = png_chunk(b"eXIf", some_exif(orientation).removeprefix(b"Exif\0\0"))
     (tmp_path / "b.png").write_bytes(png16(deep, 2, chunk))
     tags = [(274, "H", 1, orientation, True)]
     tifffile.imwrite(tmp_path / "c.tif", deep / np.float32(65535), photometric="rgb", extratags=tags)
@@ -526,6 +536,7 @@ def test_empty_file_is_refused(tmp_path):
     refused(tmp_path / "a.png", "a.png is empty (0 bytes)")
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
 def test_truncated_file_is_refused(tmp_path, kind):
     whole = io.BytesIO()

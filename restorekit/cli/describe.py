@@ -81,6 +81,7 @@ def info(
         if item.name == name:
             facts = {
                 "kind": "weights",
+                "name": item.name,
                 **vars(item),
                 "parameters": catalog.find(item.component, item.tag).parameter_count(),
             }

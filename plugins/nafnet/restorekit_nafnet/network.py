@@ -66,7 +66,7 @@ class _UNet(Backbone):
         return self.run(padded, self.pool)[..., :height, :width]
 
     def run(self, degraded: Tensor, pool: Pool) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), sides multiples of ``size_multiple``; ``pool`` feeds the attention."""
+        """(B, C, H, W) -> (B, C, H, W), sides multiples of ``size_multiple``; ``pool`` feeds attention."""
         x: Tensor = self.intro(degraded)
         skips = []
         for stage, down in zip(self.encoders, self.downs, strict=True):

@@ -1,0 +1,142 @@
+"""Components of an imaginary third party; the fixture `strangers` installs them with a real dist-info."""
+
+import torch
+from torch import nn
+
+from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+
+
+class Gain(Backbone):
+    """Multiply by a constant."""
+
+    def __init__(self, gain: float = 1.0):
+        super().__init__()
+        if gain <= 0:
+            raise ValueError("gain must be positive")
+        self.gain = gain
+
+    def forward(self, degraded):
+        return degraded * self.gain
+
+
+class Gray(Backbone):
+    """Halve the one channel it takes."""
+
+    channels = 1
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        assert degraded.shape[1] == 1
+        return degraded / 2
+
+
+class Double(Backbone):
+    """Repeat every pixel twice in both directions."""
+
+    scale = 2
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return degraded.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+class Fragile(Backbone):
+    """Return NaN in half precision, as networks whose activations are large do; always, when broken."""
+
+    def __init__(self, broken: bool = False):
+        super().__init__()
+        self.broken = broken
+
+    def forward(self, degraded):
+        return degraded * float("nan") if self.broken or degraded.dtype != torch.float32 else degraded
+
+
+class Misshapen(Backbone):
+    """Return a smaller image than promised."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return degraded[..., 1:, 1:]
+
+
+class Random(Backbone):
+    """Draw random numbers."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return torch.rand_like(degraded)
+
+
+class Level(Backbone):
+    """Subtract the mean of the image: global, so tiles must be told it."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return degraded - degraded.mean((2, 3), keepdim=True)
+
+    def for_image(self, degraded, tile):
+        mean = degraded.mean((2, 3), keepdim=True)
+        return lambda window: window - mean
+
+
+class Trained(Backbone):
+    """One convolution: has parameters, so it needs weights."""
+
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3, padding=1)
+
+    def forward(self, degraded):
+        return self.conv(degraded)
+
+
+class Louder(Adapter):
+    """Add a constant to what the backbone returns."""
+
+    def __init__(self, by: float = 0.25):
+        super().__init__()
+        self.by = by
+
+    def attach(self, backbone):
+        by = self.by
+
+        class Adapted(Backbone):
+            def __init__(self):
+                super().__init__()
+
+            def forward(self, degraded):
+                return backbone(degraded) + by
+
+        return Adapted()
+
+
+class Brightness(Prior):
+    """The mean colour of the image."""
+
+    features = 3
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, image):
+        return PriorFeatures(image.mean((2, 3)))
+
+
+class Blend(Refiner):
+    """Mean of degraded and restored, plus the brightness that the prior saw."""
+
+    def __init__(self, prior_features: int = 3):
+        super().__init__()
+
+    def forward(self, degraded, restored, prior):
+        return (degraded + restored) / 2 + prior.glob[..., None, None]
