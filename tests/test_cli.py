@@ -203,7 +203,9 @@ def test_train_from_a_config_resumes_and_refuses_to_start_over(run, tmp_path, mo
     for index in range(2):
         PIL.Image.fromarray(LEVELS).resize((160, 150)).save(tmp_path / "photos" / f"{index}.png")
     (tmp_path / "tiny.yaml").write_text(
-        "backbone: {name: nafnet, params: {width: 2, encoder_blocks: [1], middle_blocks: 1, decoder_blocks: [1]}}\n"
+        "backbone:\n"
+        "  name: nafnet\n"
+        "  params: {width: 2, encoder_blocks: [1], middle_blocks: 1, decoder_blocks: [1]}\n"
         "data: {folder: photos, hold_out: 1}\n"
         "stages: [{steps: 2, patch: 16, batch: 1}]\n"
     )
