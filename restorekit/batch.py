@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restorekit.errors import ImageError, OutputError
-
-READABLE = frozenset((".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif"))
-WRITABLE = READABLE - {".gif"}
+from restorekit.imagefiles import FORMATS, SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,15 @@ def collect(inputs: Sequence[str], output: Path, *, recursive: bool = False, suf
     if not found:
         raise ImageError("no input given", "name image files, folders or patterns")
     one_file = len(inputs) == 1 and len(found) == 1 and not Path(inputs[0]).is_dir()
-    if one_file and output.suffix.lower() in WRITABLE and not output.is_dir():
+    if one_file and output.suffix.lower() in FORMATS and not output.is_dir():
         return [Job(found[0][0], output)]
-    if output.suffix.lower() in WRITABLE and not output.is_dir():
+    if output.suffix.lower() in FORMATS and not output.is_dir():
         raise OutputError(
             f"{output} names one file, and there are {len(found)} inputs", "name a folder with -o"
         )
     jobs: dict[Path, Job] = {}
     for source, relative in found:
-        ending = relative.suffix if relative.suffix.lower() in WRITABLE else ".png"
+        ending = relative.suffix if relative.suffix.lower() in FORMATS else ".png"
         target = output / relative.with_name(f"{relative.stem}{suffix}{ending}")
         other = jobs.get(target)
         if other and other.source.resolve() != source.resolve():
@@ -68,11 +66,11 @@ def _expand(text: str, recursive: bool) -> list[tuple[Path, Path]]:
         images = [
             (file, file.relative_to(path))
             for file in files
-            if file.suffix.lower() in READABLE and file.is_file()
+            if file.suffix.lower() in SUFFIXES and file.is_file()
         ]
         if not images:
             inner = "" if recursive else "; -r looks into folders within"
-            raise ImageError(f"{path} holds no images", f"images end in {', '.join(sorted(READABLE))}{inner}")
+            raise ImageError(f"{path} holds no images", f"images end in {', '.join(sorted(SUFFIXES))}{inner}")
         return images
     if path.exists():
         return [(path, Path(path.name))]

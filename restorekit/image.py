@@ -255,30 +255,6 @@ class Image:
         return image
 
 
-def as_gray(pixels: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W) luma by the weights of ITU-R BT.601; gray is returned itself."""
-    if pixels.shape[-3] == 1:
-        return pixels
-    weights = pixels.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)
-    return (pixels * weights).sum(-3, keepdim=True)
-
-
-def fit_channels(pixels: Tensor, channels: int) -> Tensor:
-    """(..., C, H, W) -> (..., channels, H, W) by luma, or by repeating the gray plane.
-
-    Raises:
-        ContractError: neither number is 1 and they differ.
-    """
-    have = pixels.shape[-3]
-    if have == channels:
-        return pixels
-    if have == 1:
-        return pixels.expand(*pixels.shape[:-3], channels, *pixels.shape[-2:])
-    if (have, channels) == (3, 1):
-        return as_gray(pixels)
-    raise ContractError(f"an image of {have} channels cannot be given as {channels}")
-
-
 def _of_decoded(decoded: Decoded, form: Form, where: str) -> Image:
     return _of_samples(decoded.samples, form, where, decoded.meta, decoded.notes)
 

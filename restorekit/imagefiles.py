@@ -43,6 +43,8 @@ FORMATS = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+#: Suffixes of files that count as images when a folder is read.
+SUFFIXES = frozenset((*FORMATS, ".gif"))
 #: Larger images are refused before they are decoded, as a small file can claim any size.
 MAX_PIXELS = 10**9
 

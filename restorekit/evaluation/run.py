@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from restorekit.errors import ImageError
 from restorekit.evaluation.protocols import Levels, Protocol, to_levels
 from restorekit.image import Image
+from restorekit.imagefiles import SUFFIXES
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 Restorer = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
 from restorekit.errors import TrainingError
+from restorekit.imagefiles import SUFFIXES
 from restorekit.training.spec import DataSpec, DenoiseSpec
 
 Pixels = NDArray[np.uint8]
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 @dataclass(frozen=True)
