@@ -22,7 +22,9 @@ class Job:
     target: Path
 
 
-def collect(inputs: Sequence[str], output: Path, *, recursive: bool = False, suffix: str = "") -> list[Job]:
+def collect(
+    inputs: Sequence[str], output: Path, *, recursive: bool = False, suffix: str = "", ending: str = ""
+) -> list[Job]:
     """Return a job for every image among files, folders and patterns.
 
     Args:
@@ -30,6 +32,7 @@ def collect(inputs: Sequence[str], output: Path, *, recursive: bool = False, suf
         output: a file when there is one input file and this name ends like an image; a folder otherwise.
         recursive: also take the images of folders within folders; they keep their place.
         suffix: put after the stem of every output name.
+        ending: of every output in a folder, as ``.png``; empty keeps the input's where it can be written.
 
     Raises:
         ImageError: an input does not exist, or a folder or pattern holds no image.
@@ -47,8 +50,8 @@ def collect(inputs: Sequence[str], output: Path, *, recursive: bool = False, suf
         )
     jobs: dict[Path, Job] = {}
     for source, relative in found:
-        ending = relative.suffix if relative.suffix.lower() in FORMATS else ".png"
-        target = output / relative.with_name(f"{relative.stem}{suffix}{ending}")
+        own = relative.suffix if relative.suffix.lower() in FORMATS else ".png"
+        target = output / relative.with_name(f"{relative.stem}{suffix}{ending or own}")
         other = jobs.get(target)
         if other and other.source.resolve() != source.resolve():
             raise OutputError(

@@ -8,6 +8,7 @@ import PIL.Image
 import pytest
 
 from restorekit.cli import main
+from restorekit.image import Image
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
 
@@ -66,6 +67,35 @@ def test_json_on_stdout_and_nothing_else(run, photo, tmp_path):
     assert code == 0
     assert record["output"] == str(tmp_path / "o.png")
     assert record["steps"][0]["parameters"] == {"window": 5}
+
+
+def test_one_model_can_be_named_instead_of_a_pipeline(run, photo, tmp_path):
+    code, out, err = run("restore", photo, "-o", tmp_path, "-m", "nafnet/denoise", "--suffix", "-1", "--json")
+    assert code == 0, err
+    assert json.loads(out)[0]["steps"][0]["weights"] == "nafnet/denoise"
+    code, _, err = run("restore", photo, "-o", tmp_path, "-m", "nafnet/denois", "--suffix", "-2")
+    assert code == 2 and "did you mean 'denoise'?" in err
+
+
+def test_format_depth_and_metadata_are_chosen(run, tmp_path):
+    source = PIL.Image.fromarray(LEVELS)
+    source.save(tmp_path / "photo.png", dpi=(300, 300))
+    words = ("restore", tmp_path / "photo.png", "-o", tmp_path / "out", "-p", "median")
+    assert run(*words, "--format", "webp", "--quality", "80")[0] == 0
+    assert run(*words, "--bit-depth", "16", "--suffix", "-deep")[0] == 0
+    assert run(*words, "--metadata", "strip", "--suffix", "-bare")[0] == 0
+    assert Image.of(tmp_path / "out" / "photo-deep.png").depth == "uint16"
+    with PIL.Image.open(tmp_path / "out" / "photo.webp") as image:
+        assert image.format == "WEBP"
+    for name, kept in (("photo-deep.png", True), ("photo-bare.png", False)):
+        with PIL.Image.open(tmp_path / "out" / name) as image:
+            assert ("dpi" in image.info) is kept
+
+
+def test_dry_run_writes_nothing(run, folder, tmp_path):
+    code, out, _ = run("restore", folder, "-o", tmp_path / "out", "-p", "median", "-r", "--dry-run")
+    assert code == 0 and len(out.splitlines()) == 2 and " -> " in out
+    assert not (tmp_path / "out").exists()
 
 
 def test_comparison_is_written_beside(run, photo, tmp_path):

@@ -40,3 +40,10 @@ def test_listing_components_brings_neither_torch_nor_numpy():
 def test_declaring_weights_brings_neither_torch_nor_numpy():
     script = "from restorekit import registry\nfor entry in registry.weights.entries(): entry.load()"
     assert not imported_by(script).intersection(HEAVY)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["plan", "denoise"], ["plan", "median"], ["schema"]])
+def test_commands_that_plan_bring_no_torch(words):
+    script = f"import sys; sys.argv = ['restorekit', *{words!r}]\nfrom restorekit.cli import main\n"
+    script += "try: main()\nexcept SystemExit as end: assert not end.code\n"
+    assert "torch" not in imported_by(script)

@@ -61,3 +61,9 @@ def test_a_manifest_states_licence_and_summary_and_uses_known_groups(manifest):
     assert project["license"]
     assert project["description"]
     assert set(project["entry-points"]) <= {registry.group for registry in REGISTRIES}
+
+
+def test_every_plugin_is_installed_by_the_two_commands():
+    installed = (ROOT / "requirements.txt").read_text()
+    for manifest in (ROOT / "plugins").glob("*/pyproject.toml"):
+        assert f"-e plugins/{manifest.parent.name}\n" in installed

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +17,16 @@ from restorekit.errors import OutputError, RestoreKitError
 if TYPE_CHECKING:
     from restorekit.batch import Job
     from restorekit.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Saving:
+    """How results are written."""
+
+    quality: int
+    bit_depth: Literal["keep", 8, 16]
+    strip: bool
+    compare: bool
 
 
 def restore(
@@ -32,6 +43,9 @@ def restore(
     pipeline: Annotated[
         str, typer.Option("-p", "--pipeline", help="Name of a preset, or a YAML file.")
     ] = "auto",
+    model: Annotated[
+        str | None, typer.Option("-m", "--model", help="One backbone instead, as NAME or NAME/WEIGHTS.")
+    ] = None,
     settings: Settings = None,
     device: Device = "auto",
     dtype: Precision = "auto",
@@ -41,9 +55,23 @@ def restore(
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Look into folders within folders.")
     ] = False,
+    form: Annotated[
+        Literal["keep", "png", "jpg", "jpeg", "webp", "tiff"],
+        typer.Option("--format", help="Of files in a folder."),
+    ] = "keep",
+    quality: Annotated[int, typer.Option(min=1, max=100, help="Of JPEG and WebP.")] = 95,
+    bit_depth: Annotated[
+        Literal["keep", "8", "16"], typer.Option(help="Where the format can hold them.")
+    ] = "keep",
+    metadata: Annotated[
+        Literal["keep", "strip"], typer.Option(help="Profile, EXIF, XMP, resolution.")
+    ] = "keep",
     suffix: Annotated[str, typer.Option(help="Put after the stem of every output name.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Leave out what is done.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be written, and stop.")
+    ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write NAME.compare.png, before and after.")
     ] = False,
@@ -54,7 +82,9 @@ def restore(
     from restorekit.batch import collect
     from restorekit.files import ensure_writable
 
-    jobs = collect([*(inputs or []), *(more_inputs or [])], output, recursive=recursive, suffix=suffix)
+    ending = "" if form == "keep" else f".{form}"
+    named = [*(inputs or []), *(more_inputs or [])]
+    jobs = collect(named, output, recursive=recursive, suffix=suffix, ending=ending)
     existing = [job for job in jobs if job.target.exists()]
     if skip_existing:
         jobs = [job for job in jobs if job not in existing]
@@ -63,8 +93,12 @@ def restore(
         raise OutputError(
             f"{existing[0].target}{others} exists", "add --overwrite or --skip-existing, or change -o"
         )
-    spec = PipelineSpec.load(pipeline, settings or [])
+    spec = PipelineSpec.load(_one_step(model) if model else pipeline, settings or [])
     tiles = _tiles(spec.tile, tile, tile_overlap)
+    if dry_run:
+        for job in jobs:
+            say(f"{job.source} -> {job.target}")
+        return
     for folder in {job.target.parent for job in jobs}:
         ensure_writable(folder)
 
@@ -73,7 +107,9 @@ def restore(
 
     tune_allocator()
     chain = Pipeline.build(spec, device, dtype)
-    records, failed = _run(chain, jobs, tiles, seed, compare, show=not quiet and not as_json)
+    depths: dict[str, Literal["keep", 8, 16]] = {"keep": "keep", "8": 8, "16": 16}
+    saving = Saving(quality, depths[bit_depth], metadata == "strip", compare)
+    records, failed = _run(chain, jobs, tiles, seed, saving, show=not quiet and not as_json)
     if as_json:
         say_json(records)
     else:
@@ -82,6 +118,12 @@ def restore(
     if failed:
         note(f"{failed} of {len(jobs)} inputs failed")
         raise typer.Exit(2 if len(jobs) == 1 else 3)
+
+
+def _one_step(model: str) -> dict[str, Any]:
+    """Return the pipeline of one backbone, NAME or NAME/WEIGHTS."""
+    name, _, weights = model.partition("/")
+    return {"description": model, "steps": [{"restore": {"name": name, "weights": weights or None}}]}
 
 
 def _tiles(spec: TileSpec, size: str, overlap: str) -> TileSpec:
@@ -95,7 +137,7 @@ def _tiles(spec: TileSpec, size: str, overlap: str) -> TileSpec:
 
 
 def _run(
-    chain: Pipeline, jobs: list[Job], tiles: TileSpec, seed: int | None, compare: bool, *, show: bool
+    chain: Pipeline, jobs: list[Job], tiles: TileSpec, seed: int | None, saving: Saving, *, show: bool
 ) -> tuple[list[dict[str, Any]], int]:
     """Restore every job; return a record each, and how many failed."""
     from rich.console import Console
@@ -114,7 +156,7 @@ def _run(
                 progress.update(tiles_task, completed=done, total=total)
 
             try:
-                records.append(_one(chain, job, tiles, seed, compare, report))
+                records.append(_one(chain, job, tiles, seed, saving, report))
             except RestoreKitError as error:
                 failed += 1
                 complain(error, str(job.source) if str(job.source) not in error.message else "")
@@ -128,7 +170,7 @@ def _one(
     job: Job,
     tiles: TileSpec,
     seed: int | None,
-    compare: bool,
+    saving: Saving,
     report: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
     from restorekit.compare import comparison
@@ -138,7 +180,8 @@ def _one(
     degraded = Image.of(job.source)
     result = chain(degraded, tile=tiles, seed=seed, progress=report)
     # Outputs that exist were refused before anything ran, or the user asked to replace them.
-    result.save(job.target, overwrite=True)
+    image = replace(result.image, meta=type(result.image.meta)()) if saving.strip else result.image
+    image.save(job.target, overwrite=True, quality=saving.quality, bit_depth=saving.bit_depth)
     for warning in result.warnings:
         note(f"{job.source}: {warning}")
     facts: dict[str, Any] = {
@@ -146,7 +189,7 @@ def _one(
         "output": str(job.target),
         **json.loads(result.to_json()),
     }
-    if compare:
+    if saving.compare:
         picture = job.target.with_suffix(".compare.png")
         with replacing(picture) as temporary:
             names = " + ".join(step.component for step in result.steps)
