@@ -80,7 +80,7 @@ def main() -> None:
         f"PSNR in dB, mean over {len(files)} images ({arguments.data.name}), whole images, RGB, 8-bit. "
         f"Protocols: `{gaussian.name}` (noise not clipped, numpy seed 0 for every image); the last row: "
         f"`{clean.protocol}`. Median {statistics.median(seconds):.2f} s an image on {pipeline.device}. "
-        f"Weights `{weights.name}`, sha256 `{weights.sha256()}`; data sha256 `{clean.dataset_sha256[:16]}`."
+        f"Weights `{weights.name}`, sha256 `{weights.sha256}`; data sha256 `{clean.dataset_sha256[:16]}`."
     )
     table = "\n".join([*rows, "", about])
     print(table)

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from restorekit.errors import WeightsError, near
@@ -77,8 +78,9 @@ class Checkpoint:
         """SPDX expression, or ``unknown``."""
         return self.declared.licence if self.declared else "unknown"
 
+    @cached_property
     def sha256(self) -> str:
-        """Return the hash of the file, and compare it with the declared one.
+        """Hash of the file, read once, and compared with the declared one.
 
         Raises:
             WeightsError: the file cannot be read or is not the one that was declared.

@@ -10,6 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Self, cast
 
 import torch
@@ -71,7 +72,8 @@ def build(part: Part) -> nn.Module:
     """
     module = construct(part)
     if part.checkpoint:
-        part.checkpoint.sha256()
+        # Reading the hash compares it with the declared one, before anything is loaded.
+        _ = part.checkpoint.sha256
         load_into(module, read_tensors(part.checkpoint.path), part.checkpoint.path)
     elif part.kind != "prior" and next(module.parameters(), None) is not None:
         raise WeightsError(
@@ -106,9 +108,11 @@ class Step:
         elif len(parts) > 1:
             self.prior = cast(Prior, build(parts[1]))
         self.network = cast("Backbone | Refiner", main)
-        self.memory: int | None = None
-        if isinstance(main, Backbone):
-            self.memory = memory_per_pixel(main)
+
+    @cached_property
+    def memory(self) -> int | None:
+        """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured."""
+        return memory_per_pixel(self.network) if isinstance(self.network, Backbone) else None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the networks; channels innermost is faster on every device that was measured."""
@@ -133,7 +137,7 @@ class Step:
             component="+".join(part.entry.name for part in self.parts),
             version=main.entry.version,
             weights=main.checkpoint.name if main.checkpoint else None,
-            weights_sha256=main.checkpoint.sha256() if main.checkpoint else None,
+            weights_sha256=main.checkpoint.sha256 if main.checkpoint else None,
             parameters=main.params,
             tile=tile,
             overlap=self._overlap(conditions) if tile else 0,
@@ -163,25 +167,26 @@ class Step:
         return output, tile
 
     def _overlap(self, conditions: _Conditions) -> int:
-        tile = conditions.tile
-        if tile.overlap != "auto":
-            return tile.overlap
+        size, overlap = conditions.tile.size, conditions.tile.overlap
+        if overlap != "auto":
+            return overlap
         # A tile that the user wants small gets a smaller overlap than the network would like.
-        return (
-            self.network.overlap
-            if not isinstance(tile.size, int)
-            else min(self.network.overlap, tile.size // 2 or self.network.overlap)
-        )
+        return self.network.overlap if size == "auto" or size == 0 else min(self.network.overlap, size // 2)
 
     def _run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, int]:
         """Return the output (1, C, H, W) and the tile size that it took, 0 for the whole image."""
         network = self.network
         overlap = self._overlap(conditions)
         multiple = network.size_multiple
+        height, width = current.shape[-2:]
         tile = conditions.tile.size
-        if tile == "auto":
-            height, width = current.shape[-2:]
+        if tile == "auto" and isinstance(network, Refiner):
+            # A refiner may pool over its input; in tiles it gives another result, so tiles have to be asked for.
+            tile = 0
+        elif tile == "auto":
             tile = choose_tile(height, width, self.memory, conditions.device, overlap, multiple)
+        if Tiler(tile, overlap).is_whole(height, width, multiple):
+            tile = 0
         features = self._features(degraded, conditions)
 
         def run(size: int) -> Tensor:
@@ -207,7 +212,7 @@ class Step:
             run,
             tile,
             smallest=smallest_tile(overlap, multiple),
-            sides=current.shape[-2:],
+            sides=(height, width),
             events=conditions.events,
         )
 

@@ -66,7 +66,7 @@ class Part:
             "params": self.params,
             "weights": self.checkpoint.name if self.checkpoint else None,
             "weights_file": str(self.checkpoint.path) if self.checkpoint else None,
-            "weights_sha256": self.checkpoint.sha256() if self.checkpoint else None,
+            "weights_sha256": self.checkpoint.sha256 if self.checkpoint else None,
             "licences": list(self.licences),
             "parameters": self.parameters,
             "memory_per_pixel": self.memory_per_pixel,

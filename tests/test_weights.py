@@ -100,10 +100,10 @@ def test_header_of_a_damaged_file_is_refused(tmp_path, content):
 
 def test_changed_file_is_refused_by_its_hash(saved):
     declared = pretrained(saved)
-    assert Checkpoint("net/tiny", saved, declared).sha256() == declared.sha256
+    assert Checkpoint("net/tiny", saved, declared).sha256 == declared.sha256
     saved.write_bytes(saved.read_bytes() + b"\0")
     with pytest.raises(WeightsError, match="declared is"):
-        Checkpoint("net/tiny", saved, declared).sha256()
+        _ = Checkpoint("net/tiny", saved, declared).sha256
 
 
 def test_weights_are_found_by_tag_and_by_path(saved, monkeypatch):

@@ -37,7 +37,7 @@ def doctor(as_json: AsJson = False) -> None:
     )
     try:
         for item in catalog.declared():
-            catalog.find(item.component, item.tag).sha256()
+            _ = catalog.find(item.component, item.tag).sha256
     except RestoreKitError as error:
         problems.append(error.message)
     facts: dict[str, Any] = {"versions": versions, "devices": _devices(), "problems": problems}

@@ -67,7 +67,7 @@ def evaluate(
     facts: dict[str, Any] = {
         **report.facts(),
         "pipeline": pipeline,
-        "weights_sha256": {checkpoint.name: checkpoint.sha256() for checkpoint in checkpoints},
+        "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
         "tile": tile,
         "device": str(chain.device),
         "dtype": str(chain.dtype).removeprefix("torch."),
