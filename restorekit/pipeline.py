@@ -181,7 +181,7 @@ class Step:
         height, width = current.shape[-2:]
         tile = conditions.tile.size
         if tile == "auto" and isinstance(network, Refiner):
-            # A refiner may pool over its input; in tiles it gives another result, so tiles have to be asked for.
+            # A refiner may pool over its input, and then tiles change its result: they have to be asked for.
             tile = 0
         elif tile == "auto":
             tile = choose_tile(height, width, self.memory, conditions.device, overlap, multiple)
