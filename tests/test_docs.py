@@ -1,6 +1,5 @@
 """Every example in the documents runs, parses or exists."""
 
-import os
 import re
 import shlex
 import shutil
@@ -43,7 +42,7 @@ def test_commands_and_options_in_examples_exist(document):
     commands = typer.main.get_command(app).commands
     lines = [line.partition("#")[0] for block in blocks(document, "bash") for line in block.splitlines()]
     for words in (shlex.split(line) for line in lines if "restorekit " in line and "pip" not in line):
-        assert os.path.basename(words[0]) == "restorekit"
+        assert Path(words[0]).name == "restorekit"
         command = commands[words[1]]
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words[2:] if re.match(r"-+[a-z]", word)} <= known, words
