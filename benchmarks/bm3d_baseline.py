@@ -31,8 +31,9 @@ def one(job: tuple[Path, float]) -> dict[str, str | float]:
     clean = read_levels(path)
     noisy: NDArray[np.float32] = PROTOCOL.degrade(clean, {"sigma": sigma})
     started = time.perf_counter()
+    # Processes share the cores already, and one thread gives the same sums every time.
     profile = bm3d.BM3DProfile()
-    profile.num_threads = 1  # processes share the cores already, and one thread gives the same sums every time
+    profile.num_threads = 1
     restored = bm3d.bm3d_rgb(noisy.astype(np.float64), sigma / 255, profile)
     figure = PROTOCOL.score(clean, to_levels(restored))["psnr"]
     return {"image": path.name, "sigma": sigma, "psnr": figure, "seconds": time.perf_counter() - started}
