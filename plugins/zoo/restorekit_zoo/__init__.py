@@ -22,6 +22,12 @@ WEIGHTS = (
         source="trained by configs/train/nafnet-denoise.yaml on 48 CC0 and public-domain photographs",
         task="blind colour denoising, sigma 0 to 55, with moderate JPEG compression",
         memory_per_pixel=552,
-        params={"width": 16, "encoder_blocks": (1, 1, 2), "middle_blocks": 4, "decoder_blocks": (1, 1, 1)},
+        params={
+            "width": 16,
+            "encoder_blocks": (1, 1, 2),
+            "middle_blocks": 4,
+            "decoder_blocks": (1, 1, 1),
+            "padding": "reflect",
+        },
     ),
 )
