@@ -26,7 +26,7 @@ class Backbone(nn.Module, ABC):
         size_multiple: H and W are padded to a multiple of this before ``forward`` and cropped after.
         padding: how they are padded, always at the right and at the bottom.
         scale: side of the output divided by side of the input; above 1 for super-resolution.
-        channels: C; a gray network (1) is given luma.
+        channels: C; a gray network (1) is given the colours of an image one by one.
         overlap: pixels that neighbouring tiles should share, at least the radius of the receptive field where
             the network is local once ``for_image`` has been called.
     """

@@ -1,7 +1,7 @@
 """The workshop: builds a chain from a spec and runs it on images.
 
 It finds components through the registry and knows none by name. Reading and writing images is image.py,
-cutting them is tiling.py, devices and memory are runtime.py.
+cutting them is tiling.py, devices and tiles that fit are runtime.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from restorekit.config import PipelineSpec, TileSpec, check
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import ConfigError, ContractError, WeightsError, near
 from restorekit.image import Image
+from restorekit.memory import memory_per_pixel
 from restorekit.plan import Part
 from restorekit.result import RestoreResult, StepRecord
 from restorekit.runtime import (
+    channels_last,
     check_finite,
     choose_tile,
-    memory_per_pixel,
     resolve_device,
     resolve_dtype,
     run_with_ladder,
@@ -119,7 +120,7 @@ class Step:
         for network in (self.network, self.prior):
             if network is not None:
                 network.to(device=device, dtype=dtype)
-                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                channels_last(network)
 
     def run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, StepRecord]:
         """Run on images (1, C, H, W); ``degraded`` is the pipeline's input, ``current`` the result so far.

@@ -102,7 +102,7 @@ def _requirement(package: str, dependency: str) -> str | None:
 def _devices() -> dict[str, str]:
     import torch
 
-    from restorekit.runtime import available_memory
+    from restorekit.memory import available_memory
 
     gigabytes = available_memory(torch.device("cpu")) / 1e9
     found = {"cpu": f"{torch.get_num_threads()} threads, {gigabytes:.1f} GB free"}

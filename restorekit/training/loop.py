@@ -21,6 +21,7 @@ from restorekit.contracts import Backbone
 from restorekit.degradations import add_gaussian_noise, compress_jpeg
 from restorekit.errors import TrainingError
 from restorekit.files import replacing
+from restorekit.runtime import channels_last
 from restorekit.training.curve import draw_curve
 from restorekit.training.data import Photographs, training_batch, validation_patches
 from restorekit.training.losses import LOSSES
@@ -44,7 +45,7 @@ class Run:
         self.spec, self.folder, self.device = spec, folder, device
         # Depthwise convolutions are several times faster with channels innermost, on CPU and GPU alike.
         self.network = backbone.to(device).train()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        channels_last(self.network)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
         settings = spec.optimizer
         self.optimizer = torch.optim.AdamW(
