@@ -17,6 +17,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 Padding = Literal["reflect", "replicate", "zeros"]
+Tiling = Literal["supported", "discouraged", "never"]
 
 
 class Backbone(nn.Module, ABC):
@@ -27,19 +28,24 @@ class Backbone(nn.Module, ABC):
         padding: how they are padded, always at the right and at the bottom.
         scale: side of the output divided by side of the input; above 1 for super-resolution.
         channels: C; a gray network (1) is given the colours of an image one by one.
+        out_channels: C of the output where it differs, as for two views (6) that become one image (3).
         overlap: pixels that neighbouring tiles should share, at least the radius of the receptive field where
             the network is local once ``for_image`` has been called.
+        tiling: ``discouraged`` where a tile is computed differently from the whole image, however large the
+            overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
     """
 
     size_multiple: int = 1
     padding: Padding = "reflect"
     scale: int = 1
     channels: int = 3
+    out_channels: int | None = None
     overlap: int = 32
+    tiling: Tiling = "supported"
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); H and W are multiples of ``size_multiple``."""
+        """(B, C, H, W) -> (B, C, H, W), by ``scale`` larger; H and W are multiples of ``size_multiple``."""
 
     def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
         """Return the network as it acts on tiles of this one image.

@@ -25,6 +25,8 @@ from restorekit.metadata import Metadata
 
 # Value of white for whole numbers; floats have white at 1.
 _WHITE = {"uint8": 255, "uint16": 65535}
+# Gray, RGB, and two RGB views of one scene, such as the left and right half of dual pixels.
+_COLOURS = (1, 3, 6)
 _DEEP_FORMATS = ("PNG", "TIFF")
 _ALPHA_FORMATS = ("PNG", "TIFF", "WEBP")
 
@@ -51,7 +53,7 @@ class Image:
     """An upright image with what is needed to give it back as it came.
 
     Attributes:
-        pixels: (C, H, W) float32, C is 1 (gray) or 3 (RGB); black is 0 and white 1, floats outside are kept.
+        pixels: (C, H, W) float32, C is 1 (gray), 3 (RGB) or 6 (two views of a scene, left and right); black is 0 and white 1, floats outside are kept.
         alpha: (1, H, W) float32 in [0, 1], None for an opaque image; networks never see it.
         depth: sample type of the source: uint8, uint16, float16, float32, float64 or bfloat16.
         form: kind and layout of the source.
@@ -75,8 +77,8 @@ class Image:
         Files and PIL images are turned upright by their EXIF orientation.
 
         Args:
-            source: path, PIL image, array (H, W) or (H, W, C) with C 1, 2 (gray, alpha), 3 or 4 (RGB, alpha),
-                tensor (C, H, W) with C 1 or 3, or an Image, which is returned itself.
+            source: path, PIL image, array (H, W) or (H, W, C) with C 1, 2 (gray, alpha), 3, 4 (RGB, alpha) or
+                6 (two views), tensor (C, H, W) with C 1, 3 or 6, or an Image, which is returned itself.
             where: what messages call it; by default its path or kind.
 
         Raises:
@@ -104,13 +106,13 @@ class Image:
         """Return the image with other pixels; alpha follows a change of size bilinearly.
 
         Args:
-            pixels: (C, H, W), C 1 or 3, any H and W.
+            pixels: (C, H, W), C 1, 3 or 6, any H and W.
 
         Raises:
             ContractError: the shape is another one.
         """
-        if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-            raise ContractError(f"pixels of shape {tuple(pixels.shape)} are not (1, H, W) or (3, H, W)")
+        if pixels.ndim != 3 or pixels.shape[0] not in _COLOURS:
+            raise ContractError(f"pixels of shape {tuple(pixels.shape)} are not (C, H, W) with C 1, 3 or 6")
         alpha = self.alpha
         if alpha is not None and alpha.shape[-2:] != pixels.shape[-2:]:
             alpha = interpolate(alpha[None], pixels.shape[-2:], mode="bilinear", antialias=True)[0].clamp(
@@ -188,6 +190,10 @@ class Image:
             OutputError: the file exists, the suffix is unknown, or the format or the folder cannot take it.
             ConfigError: ``quality`` or ``bit_depth`` is out of range.
         """
+        if len(self.pixels) not in (1, 3):
+            raise OutputError(
+                f"{path}: an image of {len(self.pixels)} channels has no file format", "save its views"
+            )
         path = Path(path)
         kind = FORMATS.get(path.suffix.lower())
         if kind is None:
@@ -267,10 +273,10 @@ def _of_array(array: NDArray[Any], where: str) -> Image:
         )
     if array.ndim not in (2, 3):
         raise ImageError(f"{where} has shape {shape}, not (H, W) or (H, W, C)", "reshape it")
-    if array.ndim == 3 and shape[-1] not in (1, 2, 3, 4):
-        channels_first = shape[0] in (1, 3)
-        hint = "use array.transpose(1, 2, 0)" if channels_first else "give 1, 2, 3 or 4 channels last"
-        raise ImageError(f"{where} has shape {shape}, not (H, W, C) with C 1 to 4", hint)
+    if array.ndim == 3 and shape[-1] not in (1, 2, 3, 4, 6):
+        channels_first = shape[0] in _COLOURS
+        hint = "use array.transpose(1, 2, 0)" if channels_first else "give 1, 2, 3, 4 or 6 channels last"
+        raise ImageError(f"{where} has shape {shape}, not (H, W, C) with C 1 to 4 or 6", hint)
     samples = array[..., None] if array.ndim == 2 else array
     return _of_samples(samples, Form("numpy", flat=array.ndim == 2), where, Metadata(), ())
 
@@ -293,7 +299,7 @@ def _of_samples(
         planes /= _WHITE[depth]
     values = torch.from_numpy(planes)
     _refuse_not_finite(values, where)
-    colours = 1 if len(values) < 3 else 3
+    colours = {1: 1, 2: 1, 6: 6}.get(len(values), 3)
     alpha = values[colours:].clamp(0, 1) if len(values) > colours else None
     return Image(values[:colours], alpha, depth, form, meta, notes)
 
@@ -309,12 +315,12 @@ def _of_tensor(tensor: Tensor, where: str) -> Image:
         raise ImageError(
             f"{where} has shape {shape}, not (C, H, W)", "add the axis of channels: tensor[None]"
         )
-    if shape[0] not in (1, 3):
-        last = shape[-1] in (1, 3)
+    if shape[0] not in _COLOURS:
+        last = shape[-1] in _COLOURS
         hint = (
             "use tensor.permute(2, 0, 1)" if last else "give 1 or 3 channels; alpha goes with arrays and PIL"
         )
-        raise ImageError(f"{where} has shape {shape}, not (C, H, W) with C 1 or 3", hint)
+        raise ImageError(f"{where} has shape {shape}, not (C, H, W) with C 1, 3 or 6", hint)
     depth = str(tensor.dtype).removeprefix("torch.")
     if depth not in _WHITE and not tensor.is_floating_point():
         raise ImageError(

@@ -181,7 +181,11 @@ class Step:
         multiple = network.size_multiple
         height, width = current.shape[-2:]
         tile = conditions.tile.size
-        if tile == "auto" and isinstance(network, Refiner):
+        if isinstance(network, Backbone) and network.tiling == "never":
+            if tile not in ("auto", 0):
+                conditions.events.append("tiles are not for this network, ran on the whole image")
+            tile = 0
+        elif tile == "auto" and isinstance(network, Refiner):
             # A refiner may pool over its input, and then tiles change its result: they have to be asked for.
             tile = 0
         elif tile == "auto":
@@ -209,13 +213,19 @@ class Step:
                 outputs.append(self._tiled(act, tiler, conditions, plane))
             return _merged(outputs, current.shape[1])
 
-        return run_with_ladder(
+        whole_only = isinstance(network, Backbone) and network.tiling == "never"
+        output, tile = run_with_ladder(
             run,
             tile,
-            smallest=smallest_tile(overlap, multiple),
+            smallest=max(height, width) if whole_only else smallest_tile(overlap, multiple),
             sides=(height, width),
             events=conditions.events,
         )
+        if tile and isinstance(network, Backbone) and network.tiling == "discouraged":
+            conditions.events.append(
+                f"run in tiles of {tile}, which change its result; more memory avoids that"
+            )
+        return output, tile
 
     def _tiled(
         self, act: Callable[..., Tensor], tiler: Tiler, conditions: _Conditions, *images: Tensor
@@ -231,6 +241,7 @@ class Step:
             multiple=self.network.size_multiple,
             padding=self.network.padding,
             scale=self.network.scale if isinstance(self.network, Backbone) else 1,
+            channels=self.network.out_channels if isinstance(self.network, Backbone) else None,
             device=conditions.device,
             progress=conditions.progress,
         )
@@ -255,7 +266,10 @@ def _planes(image: Tensor, channels: int) -> list[Tensor]:
         return [image.expand(-1, channels, -1, -1)]
     if channels == 1:
         return list(torch.split(image, 1, dim=1))
-    raise ContractError(f"the network takes {channels} channels, the image has {have}", "use another network")
+    raise ContractError(
+        f"the network takes {channels} channels, the image has {have}",
+        "give the two views of a scene as one array (H, W, 6)" if channels == 6 else "use another network",
+    )
 
 
 def _merged(outputs: Sequence[Tensor], channels: int) -> Tensor:

@@ -21,7 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
 from restorekit.errors import ContractError
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -167,9 +167,13 @@ def _check_attributes(name: str, network: Backbone | Refiner, at_least_one: Iter
 
 def _check_backbone(name: str, backbone: Backbone) -> None:
     _check_attributes(name, backbone, ("size_multiple", "scale", "channels"))
+    _require(backbone.tiling in get_args(Tiling), f"{name}.tiling is {backbone.tiling!r}")
+    channels = backbone.out_channels
+    stated = channels is None or (isinstance(channels, int) and channels >= 1)
+    _require(stated, f"{name}.out_channels is {channels!r}, not None or 1 or more")
     for height, width in _sizes(backbone.size_multiple):
         images = _images(backbone.channels, height, width)
-        _check_images(name, backbone, backbone, images, backbone.scale)
+        _check_images(name, backbone, backbone, images, backbone.scale, channels)
         image, expected = images[:1], backbone(images[:1])
         tile = max(height, width)
         act = backbone.for_image(image, tile)
@@ -180,10 +184,17 @@ def _check_backbone(name: str, backbone: Backbone) -> None:
         _require_close(outputs[0], expected, f"{name}.training_outputs does not begin with the final output")
 
 
-def _check_images(name: str, network: nn.Module, run: Run, images: Tensor, scale: int = 1) -> None:
+def _check_images(
+    name: str,
+    network: nn.Module,
+    run: Run,
+    images: Tensor,
+    scale: int = 1,
+    out_channels: int | None = None,
+) -> None:
     """Check the promises that every function from images to images keeps, in both precisions."""
     batch, channels, height, width = images.shape
-    stated = (batch, channels, height * scale, width * scale)
+    stated = (batch, out_channels or channels, height * scale, width * scale)
     for dtype in (torch.float32, torch.float64):
         network.to(dtype)
         try:

@@ -112,6 +112,7 @@ class Tiler:
         multiple: int = 1,
         padding: Padding = "reflect",
         scale: int = 1,
+        channels: int | None = None,
         device: torch.device | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Tensor:
@@ -121,12 +122,13 @@ class Tiler:
         in its dtype, but at least in float32. An error of ``fn`` ends the run: no tile is ever made up.
 
         Args:
-            fn: takes the same window of every image, (B, C, h, w), and returns (B, C, h * scale, w * scale),
-                C being that of the first image. Windows are views: it must not write into them.
+            fn: takes the same window of every image, (B, C, h, w), and returns (B, C, h * scale, w * scale).
+                Windows are views: it must not write into them.
             *images: share H and W; at least one.
             multiple: h and w are multiples of this.
             padding: how the images are brought to it, at the right and at the bottom.
             scale: side of the output divided by side of the input.
+            channels: C of the output; that of the first image when not given.
             device: where ``fn`` runs; where the images are when not given.
             progress: called with tiles done and tiles in all, after each tile.
 
@@ -148,7 +150,7 @@ class Tiler:
             if device is not None:
                 windows = [window.to(device) for window in windows]
             output = fn(*windows)
-            _check(output, windows[0], scale)
+            _check(output, windows[0], scale, channels)
             return output.to(first.device, dtype)
 
         row_spans, column_spans = self._spans(height, multiple), self._spans(width, multiple)
@@ -160,7 +162,8 @@ class Tiler:
             return output[..., : height * scale, : width * scale]
 
         sides = [side * scale for side in padded[0].shape[-2:]]
-        canvas = torch.zeros(*first.shape[:2], *sides, dtype=dtype, device=first.device)
+        shape = (first.shape[0], channels or first.shape[1], *sides)
+        canvas = torch.zeros(shape, dtype=dtype, device=first.device)
         row_weights, column_weights = (
             [weight.to(canvas) for weight in _weights(spans, scale)] for spans in (row_spans, column_spans)
         )
@@ -187,9 +190,9 @@ class Tiler:
         return [(start * multiple, (start + side) * multiple) for start in starts]
 
 
-def _check(output: object, window: Tensor, scale: int) -> None:
-    *outer, height, width = window.shape
-    promised = (*outer, height * scale, width * scale)
+def _check(output: object, window: Tensor, scale: int, channels: int | None) -> None:
+    batch, colours, height, width = window.shape
+    promised = (batch, channels or colours, height * scale, width * scale)
     came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if came != promised:
         raise ContractError(
