@@ -17,7 +17,12 @@ from restorekit.result import RestoreResult
 
 
 def load_pipeline(
-    pipeline: str | Path | Mapping[str, Any] | PipelineSpec, *, device: str = "auto", dtype: str = "auto"
+    pipeline: str | Path | Mapping[str, Any] | PipelineSpec,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    license_policy: str | None = None,
+    offline: bool | None = None,
 ) -> Pipeline:
     """Build a pipeline once, to restore many images with it.
 
@@ -25,12 +30,15 @@ def load_pipeline(
         pipeline: name of a preset, path of a YAML file, mapping as in YAML, or spec.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, fp32, bf16 or fp16.
+        license_policy: permissive, noncommercial or any; by default what RESTOREKIT_LICENSE_POLICY says, else
+            any. Components and weights that it does not allow are refused before anything is downloaded.
+        offline: download no weights; by default what RESTOREKIT_OFFLINE or HF_HUB_OFFLINE says.
 
     Raises:
         RestoreKitError: the pipeline cannot be found or built.
     """
     spec = pipeline if isinstance(pipeline, PipelineSpec) else PipelineSpec.load(pipeline)
-    return Pipeline.build(spec, device, dtype)
+    return Pipeline.build(spec, device, dtype, license_policy=license_policy, offline=offline)
 
 
 def restore(

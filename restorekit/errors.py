@@ -58,6 +58,14 @@ class WeightsError(RestoreKitError):
     """Weights are missing, damaged, or belong to another network."""
 
 
+class OfflineError(WeightsError):
+    """Weights would have to be downloaded, and downloads are forbidden."""
+
+
+class LicenceError(RestoreKitError):
+    """A component or its weights are outside the licence policy."""
+
+
 class ImageError(RestoreKitError):
     """An image cannot be read, is not an image, or holds values that cannot be restored."""
 

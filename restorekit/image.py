@@ -53,7 +53,8 @@ class Image:
     """An upright image with what is needed to give it back as it came.
 
     Attributes:
-        pixels: (C, H, W) float32, C is 1 (gray), 3 (RGB) or 6 (two views of a scene, left and right); black is 0 and white 1, floats outside are kept.
+        pixels: (C, H, W) float32, C is 1 (gray), 3 (RGB) or 6 (two views of a scene, left and right); black
+            is 0 and white 1, floats outside are kept.
         alpha: (1, H, W) float32 in [0, 1], None for an opaque image; networks never see it.
         depth: sample type of the source: uint8, uint16, float16, float32, float64 or bfloat16.
         form: kind and layout of the source.

@@ -7,6 +7,7 @@ cutting them is tiling.py, devices and tiles that fit are runtime.py.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,12 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from restorekit import plan
-from restorekit.config import PipelineSpec, TileSpec, check
+from restorekit.catalog import Checkpoint
+from restorekit.config import ComponentRef, PipelineSpec, TileSpec, check
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.download import Progress as Downloading
+from restorekit.download import ensure
 from restorekit.errors import ConfigError, ContractError, WeightsError, near
 from restorekit.image import Image
+from restorekit.licences import check_licences, resolve_policy
 from restorekit.memory import memory_per_pixel
 from restorekit.plan import Part
+from restorekit.registry import backbones
 from restorekit.result import RestoreResult, StepRecord
 from restorekit.runtime import (
     channels_last,
@@ -35,6 +41,8 @@ from restorekit.runtime import (
 )
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit.weights import check_fit, load_into, read_tensors
+
+log = logging.getLogger(__name__)
 
 # Called with the step's component, tiles done and tiles in all.
 Progress = Callable[[str, int, int], None]
@@ -75,13 +83,20 @@ def build(part: Part) -> nn.Module:
     if part.checkpoint:
         # Reading the hash compares it with the declared one, before anything is loaded.
         _ = part.checkpoint.sha256
-        load_into(module, read_tensors(part.checkpoint.path), part.checkpoint.path)
+        load_into(module, read_tensors(part.checkpoint.file), part.checkpoint.file)
     elif part.kind != "prior" and next(module.parameters(), None) is not None:
         raise WeightsError(
             f"{part.where}: {part.entry.name} is a network, and no weights are given",
             f"name them: {{name: {part.entry.name}, weights: TAG or FILE}}; see `restorekit list weights`",
         )
     return module.eval().requires_grad_(False)
+
+
+def _present(part: Part, offline: bool | None, downloading: Downloading | None) -> Part:
+    """Return a part whose weights are on this machine."""
+    if part.checkpoint is None:
+        return part
+    return replace(part, checkpoint=ensure(part.checkpoint, offline=offline, progress=downloading))
 
 
 @dataclass
@@ -293,20 +308,39 @@ class Pipeline:
         self.steps, self.spec, self.device, self.dtype = tuple(steps), spec, device, dtype
 
     @classmethod
-    def build(cls, spec: PipelineSpec, device: str = "auto", dtype: str = "auto") -> Self:
-        """Build every network of a spec and load its weights.
+    def build(
+        cls,
+        spec: PipelineSpec,
+        device: str = "auto",
+        dtype: str = "auto",
+        *,
+        license_policy: str | None = None,
+        offline: bool | None = None,
+        downloading: Downloading | None = None,
+    ) -> Self:
+        """Build every network of a spec and load its weights; those that are not here are downloaded.
 
         Args:
             spec: the pipeline.
             device: auto, cpu, cuda, cuda:N or mps.
             dtype: auto, fp32, bf16 or fp16.
+            license_policy: permissive, noncommercial or any; RESTOREKIT_LICENSE_POLICY when None. What it
+                does not allow is refused before anything is downloaded.
+            offline: download nothing; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+            downloading: called with a name, bytes done and bytes in all while weights come in.
 
         Raises:
+            LicenceError: the policy does not allow a component or its weights.
             RestoreKitError: a name, an argument, a file of weights, the device or the precision is wrong.
         """
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
-        return cls([Step(found) for found in plan.parts(spec)], spec, where, precision)
+        planned = plan.parts(spec)
+        every_part = [part for step in planned for part in step]
+        for notice in check_licences(every_part, resolve_policy(license_policy)):
+            log.warning("%s", notice)
+        steps = [Step([_present(part, offline, downloading) for part in parts]) for parts in planned]
+        return cls(steps, spec, where, precision)
 
     def __call__(
         self,
@@ -367,7 +401,20 @@ def built_facts(part: Part) -> dict[str, Any]:
     with torch.device("meta"):
         module = construct(part)
     if part.checkpoint:
-        check_fit(module, read_tensors(part.checkpoint.path), part.checkpoint.path)
+        check_fit(module, read_tensors(part.checkpoint.file), part.checkpoint.file)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     memory = memory_per_pixel(module) if isinstance(module, Backbone) else None
     return {**part.facts(), "parameters": parameters, "memory_per_pixel": memory}
+
+
+def fits(checkpoint: Checkpoint, component: str) -> str:
+    """Return the class of the backbone that a checkpoint fits, by names and shapes; nothing is allocated.
+
+    Raises:
+        RestoreKitError: the file cannot be read, or does not fit.
+    """
+    part = Part("weights", "backbone", backbones[component], ComponentRef(name=component), checkpoint)
+    with torch.device("meta"):
+        network = construct(part)
+    check_fit(network, read_tensors(checkpoint.file), checkpoint.file)
+    return type(network).__name__

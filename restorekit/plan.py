@@ -38,17 +38,29 @@ class Part:
         return {**(self.checkpoint.params if self.checkpoint else {}), **self.ref.params}
 
     @property
+    def claims(self) -> tuple[tuple[str, str], ...]:
+        """What of it has which licence, as SPDX expressions: the code, and the weights."""
+        code = (f"{self.kind} {self.entry.name}", self.entry.licence or "unknown")
+        if self.checkpoint is None:
+            return (code,)
+        return (code, (f"weights {self.checkpoint.name}", self.checkpoint.licence))
+
+    @property
     def licences(self) -> tuple[str, ...]:
         """SPDX expressions of code and weights."""
-        found = [self.entry.licence or "unknown", *([self.checkpoint.licence] if self.checkpoint else [])]
-        return tuple(dict.fromkeys(found))
+        return tuple(dict.fromkeys(licence for _, licence in self.claims))
 
     @property
     def parameters(self) -> int | None:
-        """How many values the weights hold; 0 without weights, None for formats that need torch to read."""
+        """How many values the weights hold; 0 without any, None where only torch or a download can tell."""
         if self.checkpoint is None:
             return 0
-        return self.checkpoint.parameter_count() if self.checkpoint.path.suffix == ".safetensors" else None
+        declared = self.checkpoint.declared
+        if declared and declared.parameters is not None:
+            return declared.parameters
+        path = self.checkpoint.path
+        readable = path is not None and path.suffix == ".safetensors" and path.is_file()
+        return self.checkpoint.parameter_count() if readable else None
 
     @property
     def memory_per_pixel(self) -> int | None:
@@ -56,17 +68,27 @@ class Part:
         declared = self.checkpoint.declared if self.checkpoint else None
         return declared.memory_per_pixel if declared and not self.ref.params else None
 
+    @property
+    def to_download(self) -> int | None:
+        """Bytes that have to be downloaded first; 0 when nothing has to be, None when nobody knows."""
+        if self.checkpoint is None or self.checkpoint.is_here:
+            return 0
+        return self.checkpoint.declared.size if self.checkpoint.declared else None
+
     def facts(self) -> dict[str, Any]:
         """Return what a person or a program wants to know, as plain values."""
+        weights = self.checkpoint
+        here = weights is not None and weights.is_here
         return {
             "where": self.where,
             "kind": self.kind,
             "name": self.entry.name,
             "distribution": f"{self.entry.dist} {self.entry.version}",
             "params": self.params,
-            "weights": self.checkpoint.name if self.checkpoint else None,
-            "weights_file": str(self.checkpoint.path) if self.checkpoint else None,
-            "weights_sha256": self.checkpoint.sha256 if self.checkpoint else None,
+            "weights": weights.name if weights else None,
+            "weights_file": str(weights.path) if weights and here else None,
+            "weights_sha256": (weights.sha256 if here else weights.expected_sha256) if weights else None,
+            "to_download": self.to_download,
             "licences": list(self.licences),
             "parameters": self.parameters,
             "memory_per_pixel": self.memory_per_pixel,

@@ -71,6 +71,11 @@ class RestoreResult:
         """Wall time of all steps."""
         return sum(step.seconds for step in self.steps)
 
+    @property
+    def licences(self) -> tuple[str, ...]:
+        """SPDX expressions of all code and weights that were used, each once."""
+        return tuple(dict.fromkeys(licence for step in self.steps for licence in step.licences))
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the image; its suffix names the format, depth and metadata are kept where that can hold them.
 
@@ -97,6 +102,7 @@ class RestoreResult:
             "height": self.image.pixels.shape[-2],
             "seconds": round(self.seconds, 3),
             "steps": [asdict(step) for step in self.steps],
+            "licences": list(self.licences),
             "warnings": list(self.warnings),
             "pipeline": self.spec.model_dump(mode="json"),
         }

@@ -1,4 +1,11 @@
+from io import BytesIO
+
 import pytest
+import torch
+from servers import open_shop
+from strangers import WEIGHTS, Trained
+
+from restorekit.catalog import Pretrained
 
 ENTRY_POINTS = """
 [restorekit.backbones]
@@ -16,6 +23,8 @@ louder = strangers:Louder
 brightness = strangers:Brightness
 [restorekit.refiners]
 blend = strangers:Blend
+[restorekit.weights]
+acme = strangers:WEIGHTS
 """
 
 
@@ -29,3 +38,42 @@ def strangers(tmp_path_factory, monkeypatch):
     (info / "METADATA").write_text("\n".join(lines))
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
+
+
+@pytest.fixture
+def shop():
+    """Open a server on loopback; its ``files`` and ``faults`` are for the test to fill."""
+    with open_shop() as server:
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Point the cache of downloads, ours and the hub's, to an empty folder; nothing waits between tries."""
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
+    for variable in ("RESTOREKIT_OFFLINE", "HF_HUB_OFFLINE", "RESTOREKIT_LICENSE_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("restorekit.download._PAUSE", 0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def published(strangers, shop, cache):
+    """Return what publishes weights of the backbone ``trained`` at the shop and declares them."""
+
+    def publish(tag="plain", *, served="file.pth", licence="MIT", mirrors=(), contents=None, **facts):
+        if contents is None:
+            torch.manual_seed(0)
+            buffer = BytesIO()
+            torch.save({"params": Trained().state_dict()}, buffer)
+            contents = buffer.getvalue()
+        shop.files[served] = contents
+        stated = {"urls": (*mirrors, shop.url(served)), "sha256": None, **facts}
+        item = Pretrained(
+            component="trained", tag=tag, licence=licence, source="a page", task="none", **stated
+        )
+        WEIGHTS.append(item)
+        return item
+
+    yield publish
+    WEIGHTS.clear()

@@ -27,7 +27,7 @@ def saved(tmp_path):
 def pretrained(path, **changes):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
     facts = dict(licence="MIT", source="here", task="none", memory_per_pixel=1, sha256=sha256)
-    return Pretrained("net", "tiny", path, **{**facts, **changes})
+    return Pretrained(component="net", tag="tiny", file=path, **{**facts, **changes})
 
 
 def test_safetensors_round_trip_is_exact(saved):
@@ -102,14 +102,14 @@ def test_changed_file_is_refused_by_its_hash(saved):
     declared = pretrained(saved)
     assert Checkpoint("net/tiny", saved, declared).sha256 == declared.sha256
     saved.write_bytes(saved.read_bytes() + b"\0")
-    with pytest.raises(WeightsError, match="declared is"):
+    with pytest.raises(WeightsError, match="expected is"):
         _ = Checkpoint("net/tiny", saved, declared).sha256
 
 
 def test_weights_are_found_by_tag_and_by_path(saved, monkeypatch):
     monkeypatch.setattr(catalog, "declared", lambda: (pretrained(saved),))
     assert find("net", "tiny").name == "net/tiny"
-    assert find("net", str(saved)).declared is None
+    assert find("net", str(saved)).expected is None
 
 
 def test_unknown_tag_has_a_near_one_and_unknown_path_is_a_file(saved, monkeypatch):

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from restorekit.cli import describe, doctor, evaluate, restore, train
+from restorekit.cli import describe, doctor, evaluate, restore, train, weights
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -29,6 +29,7 @@ app.command("schema")(describe.schema)
 app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command("train")(train.train)
+app.add_typer(weights.app, name="weights")
 
 
 def main() -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from restorekit.cli.output import AsJson, Settings, note, say, say_json, table
+from restorekit.cli.output import AsJson, LicensePolicy, Settings, note, say, say_json, table
 from restorekit.config import PipelineSpec, presets, read_yaml
 from restorekit.errors import ConfigError, UnknownComponentError, near
+
+if TYPE_CHECKING:
+    from restorekit.catalog import Pretrained
 
 MEGAPIXEL = 1_000_000
 
@@ -79,14 +83,7 @@ def info(
             )
     for item in declared:
         if item.name == name:
-            facts = {
-                "kind": "weights",
-                "name": item.name,
-                **vars(item),
-                "parameters": catalog.find(item.component, item.tag).parameter_count(),
-            }
-            card = item.file.with_suffix(".md")
-            found.append(facts | ({"about": card.read_text(encoding="utf-8")} if card.is_file() else {}))
+            found.append(_weights_facts(item))
     known_pipelines = presets()
     if name in known_pipelines:
         text = known_pipelines[name].read_text(encoding="utf-8")
@@ -107,8 +104,33 @@ def info(
     for facts in found:
         about = facts.pop("about", "")
         for key, value in facts.items():
-            say(f"{key:10} {', '.join(map(str, value)) if isinstance(value, list) else value}")
+            values = value if isinstance(value, list | tuple) else [value]
+            between = f"\n{'':17}" if key in ("figures", "urls") else ", "
+            say(f"{key:16} {between.join(map(str, values))}")
         say(f"\n{about}" if about else "")
+
+
+def _weights_facts(item: Pretrained) -> dict[str, Any]:
+    from restorekit.catalog import Checkpoint
+
+    checkpoint = Checkpoint(item.name, item.path, item)
+    countable = item.parameters is None and checkpoint.is_here and item.path.suffix == ".safetensors"
+    facts = {
+        "kind": "weights",
+        "name": item.name,
+        **{key: value for key, value in asdict(item).items() if value not in (None, "", (), {})},
+        "file": str(item.path) if checkpoint.is_here else "not on this machine",
+        "sha256": checkpoint.expected_sha256 or "not published; pinned by the first download",
+        **({"parameters": checkpoint.parameter_count()} if countable else {}),
+        "figures": [
+            f"{figure.dataset}: {figure.psnr:.2f} dB"
+            + (f" / {figure.ssim}" if figure.ssim else "")
+            + f" by {figure.protocol} ({figure.source})"
+            for figure in item.figures
+        ],
+    }
+    card = item.path.with_suffix(".md")
+    return facts | ({"about": card.read_text(encoding="utf-8")} if card.is_file() else {})
 
 
 def plan(
@@ -120,13 +142,16 @@ def plan(
             "--build", help="Also build the networks, without memory, to check arguments and tensors."
         ),
     ] = False,
+    license_policy: LicensePolicy = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a pipeline would use: components, weights, licences, parameters, memory. Runs nothing."""
+    from restorekit import licences as terms
     from restorekit import plan as planning
 
     spec = PipelineSpec.load(pipeline, settings or [])
     found = [part for step in planning.parts(spec) for part in step]
+    notices = terms.check_licences(found, terms.resolve_policy(license_policy))
     facts = [part.facts() for part in found]
     if build:
         from restorekit.pipeline import built_facts
@@ -142,12 +167,18 @@ def plan(
         for key, value in part["params"].items():
             say(f"  {key} = {value}")
         if part["weights"]:
-            say(f"  weights     {part['weights']}   sha256 {part['weights_sha256'][:16]}")
+            known = part["weights_sha256"]
+            say(f"  weights     {part['weights']}   sha256 {known[:16] if known else 'not known yet'}")
+        if part["to_download"] != 0:
+            size = "" if part["to_download"] is None else f", {part['to_download'] / MEGAPIXEL:,.1f} MB"
+            say(f"  download    needed{size}")
         say(f"  licences    {', '.join(part['licences'])}")
         count = part["parameters"]
         say(f"  parameters  {'not known without --build' if count is None else f'{count:,}'}")
         say(f"  memory      {_memory(part)}")
     say(f"\ntile {spec.tile.size}, overlap {spec.tile.overlap}; licences: {', '.join(licences)}")
+    for notice in notices:
+        note(f"notice: {notice}")
 
 
 def _memory(part: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Override, as KEY=VALUE; may be repeated.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option("--dtype", help="auto, fp32, bf16 or fp16.")]
+Offline = Annotated[
+    bool | None,
+    typer.Option(
+        "--offline/--online", help="Download nothing. Also by RESTOREKIT_OFFLINE.", show_default=False
+    ),
+]
+LicensePolicy = Annotated[
+    str | None,
+    typer.Option(
+        "--license-policy",
+        help="permissive, noncommercial or any: refuse components and weights outside it.",
+        show_default="any",
+    ),
+]
 
 
 def say(text: str) -> None:
@@ -35,6 +51,28 @@ def complain(error: RestoreKitError, where: str = "") -> None:
     typer.echo(f"error: {where}{': ' if where else ''}{error.message}", err=True)
     if error.hint:
         typer.echo(f"  hint: {error.hint}", err=True)
+
+
+@contextmanager
+def download_progress(show: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows bytes coming in, as a bar for each file on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with ExitStack() as shown:
+        bars: dict[str, Any] = {}
+        progress = Progress(*columns, console=Console(stderr=True), disable=not show, transient=True)
+
+        def report(name: str, done: int, total: int) -> None:
+            if not bars:
+                # Even an empty display writes a line when it ends.
+                shown.enter_context(progress)
+            if name not in bars:
+                bars[name] = progress.add_task(name, total=None)
+            progress.update(bars[name], completed=done, total=total or None)
+
+        yield report
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:

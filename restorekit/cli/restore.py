@@ -10,7 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from restorekit.cli.output import AsJson, Device, Precision, Settings, complain, note, say, say_json
+from restorekit.cli.output import (
+    AsJson,
+    Device,
+    LicensePolicy,
+    Offline,
+    Precision,
+    Settings,
+    complain,
+    download_progress,
+    note,
+    say,
+    say_json,
+)
 from restorekit.config import PipelineSpec, TileSpec, check
 from restorekit.errors import OutputError, RestoreKitError
 
@@ -75,6 +87,8 @@ def restore(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also write NAME.compare.png, before and after.")
     ] = False,
+    license_policy: LicensePolicy = None,
+    offline: Offline = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
 ) -> None:
@@ -106,7 +120,15 @@ def restore(
     from restorekit.runtime import tune_allocator
 
     tune_allocator()
-    chain = Pipeline.build(spec, device, dtype)
+    with download_progress(show=not quiet and not as_json) as downloading:
+        chain = Pipeline.build(
+            spec,
+            device,
+            dtype,
+            license_policy=license_policy,
+            offline=offline,
+            downloading=downloading,
+        )
     depths: dict[str, Literal["keep", 8, 16]] = {"keep": "keep", "8": 8, "16": 16}
     saving = Saving(quality, depths[bit_depth], metadata == "strip", compare)
     records, failed = _run(chain, jobs, tiles, seed, saving, show=not quiet and not as_json)
