@@ -109,7 +109,7 @@ def test_changed_file_is_refused_by_its_hash(saved):
 def test_weights_are_found_by_tag_and_by_path(saved, monkeypatch):
     monkeypatch.setattr(catalog, "declared", lambda: (pretrained(saved),))
     assert find("net", "tiny").name == "net/tiny"
-    assert find("net", str(saved)).expected is None
+    assert find("net", str(saved)).declared is None
 
 
 def test_unknown_tag_has_a_near_one_and_unknown_path_is_a_file(saved, monkeypatch):
