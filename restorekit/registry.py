@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import re
 from abc import ABCMeta
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -35,7 +35,7 @@ class Entry(Generic[T]):
     """One component that an installed distribution offers, as its metadata tells; nothing is imported yet.
 
     Attributes:
-        kind: ``backbone``, ``adapter``, ``refiner``, ``prior`` or ``weights``.
+        kind: ``backbone``, ``adapter``, ``refiner``, ``prior``, ``weights`` or ``official``.
         name: what pipelines call it.
         dist: name of the distribution.
         version: of the distribution.
@@ -53,7 +53,7 @@ class Entry(Generic[T]):
     value: str
 
     def load(self) -> T:
-        """Import and return the component: a class for every kind but weights.
+        """Import and return the component: a class for every kind but weights and officials.
 
         Raises:
             PluginLoadError: it cannot be imported, or is not a class of its kind.
@@ -156,8 +156,10 @@ adapters: Registry[type[Adapter]] = Registry("adapter")
 refiners: Registry[type[Refiner]] = Registry("refiner")
 priors: Registry[type[Prior]] = Registry("prior")
 weights: Registry[Iterable[Pretrained]] = Registry("weights")
+# By the name of a published class: what builds our network from the arguments of that class's constructor.
+officials: Registry[Callable[[Mapping[str, Any]], Backbone]] = Registry("official")
 
-REGISTRIES: tuple[Registry[Any], ...] = (backbones, adapters, refiners, priors, weights)
+REGISTRIES: tuple[Registry[Any], ...] = (backbones, adapters, refiners, priors, weights, officials)
 
 
 def problems() -> tuple[Problem, ...]:

@@ -1,11 +1,15 @@
+import sys
 from io import BytesIO
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from servers import open_shop
 from strangers import WEIGHTS, Trained
 
 from restorekit.catalog import Pretrained
+from restorekit.cli import main
 
 ENTRY_POINTS = """
 [restorekit.backbones]
@@ -77,3 +81,27 @@ def published(strangers, shop, cache):
 
     yield publish
     WEIGHTS.clear()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; return exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["restorekit", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
+    PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"

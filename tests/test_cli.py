@@ -7,33 +7,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from restorekit.cli import main
 from restorekit.image import Image
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["restorekit", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def photo(tmp_path):
-    PIL.Image.fromarray(LEVELS).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
 
 
 @pytest.fixture

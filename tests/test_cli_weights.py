@@ -1,9 +1,6 @@
 import hashlib
 import json
-import sys
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,31 +10,8 @@ from strangers import Trained
 from restorekit import restore
 from restorekit.cache import Pins
 from restorekit.catalog import Figure
-from restorekit.cli import main
 
 pytestmark = pytest.mark.usefixtures("strangers")
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["restorekit", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
-
-@pytest.fixture
-def photo(tmp_path):
-    levels = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
-    PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
 
 
 def pickled(tmp_path, state, name="net.pth"):

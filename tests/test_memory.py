@@ -117,7 +117,7 @@ def test_measuring_leaves_the_network_as_it_was():
 
 
 def test_first_party_networks_can_be_measured():
-    nafnet = pytest.importorskip("restorekit_nafnet").NAFNet
+    nafnet = pytest.importorskip("restorekit_nafnet.network").NAFNet
     small, large = (
         nafnet(width=width, encoder_blocks=[1, 1, 2], middle_blocks=4, decoder_blocks=[1, 1, 1])
         for width in (16, 32)
@@ -129,7 +129,7 @@ def test_first_party_networks_can_be_measured():
 
 
 def test_the_measure_is_linear_in_pixels(monkeypatch):
-    nafnet = pytest.importorskip("restorekit_nafnet").NAFNet
+    nafnet = pytest.importorskip("restorekit_nafnet.network").NAFNet
     network = nafnet(width=8, encoder_blocks=[1, 1], middle_blocks=1, decoder_blocks=[1, 1])
     figures = set()
     for probes in ((64, 128), (128, 512), (512, 1024)):

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from restorekit.cli import describe, doctor, evaluate, restore, train, weights
+from restorekit.cli import bench, describe, doctor, evaluate, restore, train, weights
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -30,6 +30,7 @@ app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command("train")(train.train)
 app.add_typer(weights.app, name="weights")
+app.add_typer(bench.app, name="bench")
 
 
 def main() -> None:

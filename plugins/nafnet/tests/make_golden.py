@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from restorekit_nafnet import Baseline, NAFNet
+from restorekit_nafnet.network import Baseline, NAFNet
 
 SMALL = dict(width=4, encoder_blocks=(1, 1), middle_blocks=1, decoder_blocks=(1, 1))
 NETWORKS = {

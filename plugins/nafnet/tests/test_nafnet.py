@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from restorekit.bench.parity import build_official
 from restorekit.testing import check_backbone
 from restorekit.tiling import Tiler, pad_to_multiple
-from restorekit_nafnet import Baseline, NAFNet
+from restorekit_nafnet.network import Baseline, NAFNet
 from restorekit_nafnet.pooling import LocalMean, global_mean
 
 HERE = Path(__file__).parent
@@ -30,18 +31,6 @@ def make_golden():
     return module
 
 
-def from_official(kind, arguments):
-    """Build from the official constructor's arguments."""
-    names = dict(img_channel="channels", middle_blk_num="middle_blocks", enc_blk_nums="encoder_blocks")
-    names |= dict(dec_blk_nums="decoder_blocks")
-    arguments = {names.get(name, name): value for name, value in arguments.items() if name != "fast_imp"}
-    if (trained := arguments.pop("train_size", None)) is not None:
-        arguments["local_window"] = [int(side * 1.5) for side in trained[2:]]
-    elif kind.endswith("Local"):
-        arguments["local_window"] = 384
-    return (Baseline if kind.startswith("Baseline") else NAFNet)(**arguments)
-
-
 def randomised(network, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
@@ -53,7 +42,7 @@ def randomised(network, seed=0):
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.parent.name)
 def test_official_outputs_are_matched(path):
     meta = json.loads(path.read_text())
-    network = from_official(meta["official_class"], meta["args"]).eval()
+    network = build_official(meta["official_class"], meta["args"]).eval()
     network.load_state_dict(load_file(path.with_name("weights.safetensors")))
     cases = load_file(path.with_name("cases.safetensors"))
     assert meta["cases"]
@@ -71,7 +60,7 @@ def test_official_outputs_are_matched(path):
 def test_published_sizes_have_the_published_names_and_shapes(path):
     facts = json.loads(path.read_text())
     with torch.device("meta"):
-        network = from_official(facts["official_class"], facts["args"])
+        network = build_official(facts["official_class"], facts["args"])
     assert {name: list(value.shape) for name, value in network.state_dict().items()} == dict(facts["keys"])
 
 

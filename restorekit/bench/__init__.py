@@ -1,0 +1,1 @@
+"""Our networks beside the published ones: do they compute the same, and how fast."""

@@ -1,0 +1,97 @@
+"""``restorekit bench``: our networks beside the published ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from restorekit.cli.output import AsJson, note, say, say_json, table
+from restorekit.files import replacing
+
+app = typer.Typer(no_args_is_help=True, help="Measure our networks beside the published ones.")
+
+BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
+
+
+@app.command()
+def parity(
+    fixtures: Annotated[
+        Path, typer.Option(help="Folder with inputs and outputs of the published networks.")
+    ] = Path("../shared/parity/dev"),
+    write: Annotated[Path | None, typer.Option(help="Put the matrix into this Markdown file.")] = None,
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Instead, time the networks beside the published code.")
+    ] = False,
+    side: Annotated[int, typer.Option(help="Of the square image that is timed.")] = 256,
+    runs: Annotated[int, typer.Option(help="Timed runs of each.")] = 5,
+    threads: Annotated[int, typer.Option(help="Threads of each.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Compare outputs with those of the published networks; exit code 2 when one is out of tolerance."""
+    if speed:
+        _speed(side, runs, threads, as_json)
+        return
+    from restorekit.bench.parity import as_markdown, key_matches, matches, worst
+
+    rows, keys = matches(fixtures), key_matches(fixtures)
+    if as_json:
+        say_json({"outputs": [asdict(row) for row in rows], "keys": [asdict(key) for key in keys]})
+    else:
+        cells: list[tuple[str, ...]] = [
+            (
+                row.variant,
+                row.published,
+                f"{row.error:.1e}",
+                f"{row.allowed:.1e}",
+                "ok" if row.holds else "FAR",
+            )
+            for row in worst(rows)
+        ]
+        say(table(cells, ("VARIANT", "PUBLISHED CLASS", "ERROR", "ALLOWED", "")))
+        wrong = [key for key in keys if key.differences]
+        say(f"\n{len(keys) - len(wrong)} of {len(keys)} published sizes have the same names and shapes")
+        for key in wrong:
+            say(f"  {key.variant}: {key.differences[0]} and {len(key.differences) - 1} more")
+    if write is not None:
+        _insert(write, as_markdown(rows, keys))
+    if not all(row.holds for row in rows) or any(key.differences for key in keys):
+        raise typer.Exit(2)
+
+
+def _insert(path: Path, matrix: str) -> None:
+    """Replace what stands between the two marks of a document."""
+    text = path.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    with replacing(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{matrix}\n{END}{after}", encoding="utf-8")
+
+
+def _speed(side: int, runs: int, threads: int, as_json: bool) -> None:
+    import torch
+
+    from restorekit.bench.speed import PUBLISHED, race
+
+    torch.set_num_threads(threads)
+    races = []
+    for published in PUBLISHED:
+        note(f"{published} ...")
+        races.append(race(published, side, runs))
+    if as_json:
+        say_json([asdict(each) for each in races])
+        return
+    cells: list[tuple[str, ...]] = [
+        (
+            each.published,
+            f"{each.theirs:.2f} s",
+            f"{each.ours:.2f} s",
+            f"{each.ratio:.2f}",
+            f"{each.error:.1e}",
+        )
+        for each in races
+    ]
+    say(f"{side}x{side}, float32, {threads} threads, median of {runs} interleaved runs")
+    say(table(cells, ("NETWORK", "PUBLISHED CODE", "OURS", "RATIO", "MAX ABS DIFFERENCE")))
