@@ -210,10 +210,11 @@ class Image:
             raise OutputError(f"{path} exists", "give another name, or --overwrite (overwrite=True)")
         image = self if kind in _ALPHA_FORMATS else self._on_white(path)
         samples = image._samples(depth)
+        meta = self.meta.for_size(samples.shape[1], samples.shape[0])
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
-                write(temporary, samples, self.meta, quality)
+                write(temporary, samples, meta, quality)
         except OSError as error:
             raise OutputError(
                 f"{path} cannot be written: {error.strerror or error}", "name a folder that can be written to"
@@ -257,7 +258,8 @@ class Image:
         return samples
 
     def _with_info(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        facts = {"icc_profile": self.meta.icc, "exif": self.meta.exif, "dpi": self.meta.dpi}
+        meta = self.meta.for_size(*image.size)
+        facts = {"icc_profile": meta.icc, "exif": meta.exif, "dpi": meta.dpi}
         image.info.update({name: fact for name, fact in facts.items() if fact})
         return image
 

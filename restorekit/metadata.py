@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import PIL.Image
@@ -24,6 +24,8 @@ _DESCRIPTIVE = frozenset(
 )
 _ORIENTATION, _XMP, _ICC, _INTEROPERABILITY = 274, 700, 34675, 40965
 _QUARTER_TURNS = (5, 6, 7, 8)
+_EXIF_SIDES = (40962, 40963)
+_XMP_SIDES = (b"exif:PixelXDimension|tiff:ImageWidth", b"exif:PixelYDimension|tiff:ImageLength")
 _SUBDIRECTORIES = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 
 
@@ -46,6 +48,11 @@ class Metadata:
     exif: bytes | None = None
     xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
+
+    def for_size(self, width: int, height: int) -> Self:
+        """Return what a file of that many pixels should say: EXIF and XMP that name a size name this one."""
+        size = (width, height)
+        return replace(self, exif=_exif_for_size(self.exif, size), xmp=_xmp_for_size(self.xmp, size))
 
 
 def from_info(image: PIL.Image.Image) -> tuple[Metadata, int]:
@@ -116,8 +123,27 @@ def _kept_exif(exif: PIL.Image.Exif, orientation: int) -> bytes | None:
     return kept.tobytes() if len(kept) else None
 
 
+def _exif_for_size(exif: bytes | None, size: tuple[int, int]) -> bytes | None:
+    if not exif:
+        return exif
+    known = PIL.Image.Exif()
+    known.load(exif)
+    entries = known.get_ifd(ExifTags.IFD.Exif)
+    stated = {tag: side for tag, side in zip(_EXIF_SIDES, size, strict=True) if tag in entries}
+    if not stated:
+        return exif
+    known[ExifTags.IFD.Exif] = {**entries, **stated}
+    return known.tobytes()
+
+
 def _upright_xmp(xmp: bytes | None) -> bytes | None:
     return re.sub(rb'(tiff:Orientation(?:="|>))[0-9]', rb"\g<1>1", xmp) if xmp else None
+
+
+def _xmp_for_size(xmp: bytes | None, size: tuple[int, int]) -> bytes | None:
+    for names, side in zip(_XMP_SIDES, size, strict=True):
+        xmp = re.sub(rb'((?:%s)(?:="|>))[0-9]+' % names, rb"\g<1>%d" % side, xmp) if xmp else None
+    return xmp
 
 
 def _bytes(value: Any) -> bytes | None:
