@@ -192,3 +192,14 @@ def test_convert_never_runs_what_a_pickle_brings(run, tmp_path):
     torch.save({"params": Evil()}, tmp_path / "evil.pth")
     code, _, err = run("weights", "convert", tmp_path / "evil.pth", "-o", tmp_path / "x.safetensors")
     assert code == 2 and "cannot be read as weights" in err and not (tmp_path / "x.safetensors").exists()
+
+
+def test_doctor_names_weights_that_were_changed_and_is_quiet_about_remote_ones(run, published):
+    item, _ = published(), published("remote", served="remote.pth")
+    run("weights", "download", item.name)
+    assert run("doctor", "--json")[0] == 0
+    item.path.write_bytes(b"other")
+    code, out, _ = run("doctor", "--json")
+    assert code == 1 and [problem.split(":")[0] for problem in json.loads(out)["problems"]] == [
+        "weights trained/plain"
+    ]

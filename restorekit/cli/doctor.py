@@ -26,8 +26,7 @@ PACKAGES = (
 
 def doctor(as_json: AsJson = False) -> None:
     """Print versions, devices and every problem found; exit code 1 when there is one."""
-    from restorekit import catalog, registry
-    from restorekit.errors import RestoreKitError
+    from restorekit import registry
 
     versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     problems = [f"{problem.dist}: {problem.message}" for problem in registry.problems()]
@@ -35,11 +34,7 @@ def doctor(as_json: AsJson = False) -> None:
     problems += torch_pair_problems(
         versions["torch"], _requirement("torchvision", "torch"), versions["torchvision"]
     )
-    try:
-        for item in catalog.declared():
-            _ = catalog.find(item.component, item.tag).sha256
-    except RestoreKitError as error:
-        problems.append(error.message)
+    problems += _weights_problems()
     facts: dict[str, Any] = {"versions": versions, "devices": _devices(), "problems": problems}
     if as_json:
         say_json(facts)
@@ -97,6 +92,26 @@ def _requirement(package: str, dependency: str) -> str | None:
         if match:
             return match[1]
     return None
+
+
+def _weights_problems() -> list[str]:
+    """Return what is wrong with declarations, and with the files that are on this machine."""
+    from restorekit import catalog
+    from restorekit.errors import RestoreKitError
+
+    found = []
+    try:
+        items = catalog.declared()
+    except RestoreKitError as error:
+        return [error.message]
+    for item in items:
+        try:
+            checkpoint = catalog.find(item.component, item.tag)
+            if checkpoint.is_here:
+                _ = checkpoint.sha256
+        except RestoreKitError as error:
+            found.append(error.message)
+    return found
 
 
 def _devices() -> dict[str, str]:
