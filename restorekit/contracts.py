@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
@@ -89,6 +89,10 @@ class Prior(nn.Module, ABC):
     @abstractmethod
     def forward(self, image: Tensor) -> PriorFeatures:
         """(B, C, H, W) in [0, 1] -> features."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in eval mode: what trains around a prior leaves it as it is."""
+        return super().train(False)
 
 
 class Refiner(nn.Module, ABC):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -21,8 +22,13 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
+from restorekit.catalog import Checkpoint, Pretrained
 from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
 from restorekit.errors import ContractError
+from restorekit.licences import Grade, grade
+from restorekit.memory import memory_per_pixel
+from restorekit.registry import adapters, backbones, priors, refiners
+from restorekit.weights import check_fit, read_tensors
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -141,6 +147,56 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
             stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
             _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
             _check_call(f"{name} (dense features)", lambda x: prior(x).dense, images)
+
+
+def check_weights(item: Pretrained) -> None:
+    """Check that declared weights are sound, and, where their file is on this machine, that they fit.
+
+    They are: a component that is installed and takes the declared arguments; a licence that is named; a
+    hash in hexadecimal where one is given; somewhere to get the file from; the declared number of parameters
+    and memory. Downloads nothing.
+
+    Args:
+        item: the declaration.
+
+    Raises:
+        ContractError: the first thing that is wrong with the declaration.
+        WeightsError: the file is not the declared one, or does not fit.
+    """
+    name = f"weights {item.name}"
+    _require(bool(re.fullmatch(r"[a-z0-9][a-z0-9._-]*", item.tag)), f"{name}: {item.tag!r} is no tag")
+    _require(bool(item.task and item.source), f"{name} say no task or no source")
+    _require(grade(item.licence) > Grade.UNKNOWN, f"{name}: {item.licence!r} is no known SPDX expression")
+    stated = item.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", item.sha256)
+    _require(bool(stated), f"{name}: {item.sha256!r} is no sha256 in hexadecimal")
+    _require(
+        item.file is None or (item.file.is_file() and item.sha256 is not None),
+        f"{name}: the bundled file is missing, or has no declared sha256",
+    )
+    _require(bool(item.file or item.urls or item.filename), f"{name} cannot be got from anywhere")
+    registry = next(
+        (book for book in (backbones, adapters, refiners, priors) if item.component in book), None
+    )
+    if registry is None:
+        raise ContractError(f"{name}: no installed component is called {item.component!r}")
+    with torch.device("meta"):
+        try:
+            network: nn.Module = registry[item.component].load()(**item.params)
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"{name}: {item.component} refuses the declared params: {error}") from error
+    count = sum(parameter.numel() for parameter in network.parameters())
+    _require(
+        item.parameters in (None, count), f"{name} declare {item.parameters} parameters, there are {count}"
+    )
+    if item.memory_per_pixel is not None:
+        found = memory_per_pixel(network)
+        # Operators allocate a little more or less from one release of torch to the next.
+        near = found is not None and abs(found - item.memory_per_pixel) <= 0.05 * item.memory_per_pixel
+        _require(near, f"{name} declare {item.memory_per_pixel} bytes a pixel, {found} were measured")
+    checkpoint = Checkpoint(item.name, item.path, item)
+    if checkpoint.is_here:
+        _ = checkpoint.sha256
+        check_fit(network, read_tensors(checkpoint.file), checkpoint.file)
 
 
 def _check_constructor(cls: type[nn.Module], base: type[nn.Module]) -> inspect.Signature:

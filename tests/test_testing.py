@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from strangers import Trained
 from torch import nn
 
+from restorekit.catalog import Pretrained
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
-from restorekit.errors import ContractError
-from restorekit.testing import check_adapter, check_backbone, check_prior, check_refiner
+from restorekit.errors import ContractError, WeightsError
+from restorekit.testing import check_adapter, check_backbone, check_prior, check_refiner, check_weights
 
 
 class Honest(Backbone):
@@ -419,3 +424,54 @@ def test_an_honest_prior_passes():
 def test_a_broken_promise_of_a_prior_is_named(cls, promise):
     with pytest.raises(ContractError, match=promise):
         check_prior(cls)
+
+
+@pytest.fixture
+def sound(strangers, tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_file(Trained(width=4).state_dict(), path)
+    return Pretrained(
+        component="trained",
+        tag="tiny",
+        licence="MIT",
+        source="here",
+        task="nothing",
+        params={"width": 4},
+        file=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        parameters=4 * 3 * 9 + 4,
+        memory_per_pixel=4 * (3 + 4),
+    )
+
+
+def test_a_sound_declaration_passes(sound):
+    check_weights(sound)
+    check_weights(replace(sound, file=None, sha256=None, urls=("https://example.com/net.pth",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "promise"),
+    [
+        ({"tag": "Not A Tag"}, "is no tag"),
+        ({"task": ""}, "say no task"),
+        ({"licence": "see README"}, "no known SPDX expression"),
+        ({"sha256": "abc"}, "no sha256"),
+        ({"sha256": None}, "has no declared sha256"),
+        ({"file": None, "sha256": None}, "cannot be got from anywhere"),
+        ({"component": "trianed"}, "no installed component"),
+        ({"params": {"widht": 4}}, "refuses the declared params"),
+        ({"parameters": 7}, "declare 7 parameters, there are 112"),
+        ({"memory_per_pixel": 40}, "declare 40 bytes a pixel, 28 were measured"),
+    ],
+)
+def test_a_fault_of_a_declaration_is_named(sound, changes, promise):
+    with pytest.raises(ContractError, match=promise):
+        check_weights(replace(sound, **changes))
+
+
+def test_a_declared_file_has_to_fit(sound):
+    with pytest.raises(WeightsError, match="differ in shape"):
+        check_weights(replace(sound, params={"width": 5}, parameters=None, memory_per_pixel=None))
+    sound.file.write_bytes(sound.file.read_bytes() + b"x")
+    with pytest.raises(WeightsError, match="expected is"):
+        check_weights(sound)

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from restorekit.cli import bench, describe, doctor, evaluate, restore, train, weights
+from restorekit.cli import bench, describe, doctor, evaluate, new_plugin, restore, train, weights
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -29,6 +29,7 @@ app.command("schema")(describe.schema)
 app.command("doctor")(doctor.doctor)
 app.command("eval")(evaluate.evaluate)
 app.command("train")(train.train)
+app.command("new-plugin")(new_plugin.new_plugin)
 app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")
 

@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from restorekit.bench.parity import build_official
-from restorekit.testing import check_backbone
+from restorekit.testing import check_backbone, check_weights
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_nafnet.network import Baseline, NAFNet
 from restorekit_nafnet.pooling import LocalMean, global_mean
+from restorekit_nafnet.published import WEIGHTS
 
 HERE = Path(__file__).parent
 PARITY = HERE.parents[3] / "shared" / "parity" / "dev"
@@ -163,3 +164,8 @@ def test_local_mean_is_accumulated_in_float32(dtype):
 def test_depth_sets_the_size_multiple():
     assert NAFNet(width=4, encoder_blocks=(1,), decoder_blocks=(1,), middle_blocks=0).size_multiple == 2
     assert NAFNet(**SMALL).size_multiple == 8
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.name)
+def test_published_checkpoints_are_declared_soundly(item):
+    check_weights(item)
