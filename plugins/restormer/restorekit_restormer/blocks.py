@@ -10,6 +10,7 @@ Features are innermost, (B, H, W, D). Parameter names are those of the published
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -110,7 +111,8 @@ class MDTA(nn.Module):
         queries, keys = queries_and_keys.chunk(2, dim=-1)
         queries = rearrange(queries, "b h w (n d) -> b n d (h w)", n=self.heads)
         keys = rearrange(keys, "b h w (n d) -> b n (h w) d", n=self.heads)
-        return queries @ keys, queries_and_keys.square().sum((1, 2))
+        with _no_autocast(wide.device):
+            return queries @ keys, queries_and_keys.square().sum((1, 2))
 
     def _attention(self, products: Tensor, squares: Tensor) -> Tensor:
         """(B, N, D / N, D / N), (B, 2 D) -> (B, N, D / N, D / N)."""
@@ -231,6 +233,13 @@ def _normed(norm: nn.Module, x: Tensor) -> Tensor:
     """(B, H, W, D) -> (B, H, W, D)."""
     normed: Tensor = norm(rearrange(x, "b h w d -> b d h w"))
     return rearrange(normed, "b d h w -> b h w d")
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Keep autocast from taking products back to half precision, in which sums over pixels overflow."""
+    # Not every device has autocast, and asking for it there is an error.
+    has_autocast = device.type in ("cpu", "cuda")
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()
 
 
 def _exact(x: Tensor) -> torch.dtype:

@@ -19,6 +19,7 @@ from torch import Tensor
 # Measured on a CPU with 32 MiB of shared cache; other devices want fewer, larger pieces of work.
 _CACHE_BYTES = 8 * 2**20
 _DEVICE_BYTES = 256 * 2**20
+_LEAST_ROWS = 8
 
 Place = tuple[slice, slice, slice]
 
@@ -50,7 +51,8 @@ def windows(x: Tensor, features: int) -> list[Window]:
         return [_window((0, height), (0, width), height, width)]
     room = _CACHE_BYTES if x.device.type in ("cpu", "meta") else _DEVICE_BYTES
     pixels = max(1, room // (batch * features * x.element_size()))
-    columns = _even(width, max(math.isqrt(pixels), pixels // height))
+    # Whole rows lie together in memory and need no copy; of few rows too many are read twice.
+    columns = width if pixels >= _LEAST_ROWS * width else _even(width, math.isqrt(pixels))
     rows = _even(height, max(1, pixels // columns))
     return [
         _window((top, min(top + rows, height)), (left, min(left + columns, width)), height, width)
