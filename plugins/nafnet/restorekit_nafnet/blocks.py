@@ -8,29 +8,13 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, gelu, layer_norm
+from torch.nn.functional import conv2d, gelu
 
+from restorekit.layers import ChannelNorm
 from restorekit_nafnet.pooling import Pool
 
 Kind = Literal["nafnet", "baseline"]
-
-
-class ChannelNorm(nn.Module):
-    """Layer normalisation over the features of each pixel (paper, section 3.2)."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, D, H, W) -> (B, D, H, W)."""
-        pixels = rearrange(x, "b d h w -> b h w d")
-        return rearrange(
-            layer_norm(pixels, self.weight.shape, self.weight, self.bias, 1e-6), "b h w d -> b d h w"
-        )
 
 
 class Block(nn.Module):
@@ -61,8 +45,8 @@ class Block(nn.Module):
             self.se = nn.Sequential(nn.Identity(), *squeezed)
         self.conv4 = nn.Conv2d(features, hidden, 1)
         self.conv5 = nn.Conv2d(hidden // shrink, features, 1)
-        self.norm1 = ChannelNorm(features)
-        self.norm2 = ChannelNorm(features)
+        self.norm1 = ChannelNorm(features, eps=1e-6)
+        self.norm2 = ChannelNorm(features, eps=1e-6)
         # Both halves start switched off, so that a deep stack starts as the identity.
         self.beta = nn.Parameter(torch.zeros(1, features, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, features, 1, 1))
