@@ -5,9 +5,3 @@ CVPR 2022 (arXiv 2111.09881). Written from the paper; parameter names follow the
 
 Shapes: B batch, C image channels, D features of a level, H W pixels of a level, N heads.
 """
-
-from __future__ import annotations
-
-from restorekit_restormer.network import Restormer
-
-__all__ = ["Restormer"]

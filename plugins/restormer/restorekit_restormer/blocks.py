@@ -32,8 +32,8 @@ _SUMMED_PIXELS = 8192
 class BiasFreeNorm(nn.Module):
     """Layer normalisation that scales each pixel by its standard deviation and does not centre it.
 
-    Restormer, section 4 (Gaussian denoising), after Mohan et al., ICLR 2020: a network without additive
-    constants is homogeneous and generalises to noise levels that it has not seen.
+    Restormer's denoisers have it (section 4), after Mohan et al., ICLR 2020: networks without additive
+    constants generalise better to noise levels that they have not seen.
     """
 
     def __init__(self, features: int) -> None:
@@ -81,9 +81,7 @@ class MDTA(nn.Module):
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
         self.qkv = nn.Conv2d(features, features * 3, 1, bias=bias)
-        self.qkv_dwconv = nn.Conv2d(
-            features * 3, features * 3, 3, padding=1, groups=features * 3, bias=bias
-        )
+        self.qkv_dwconv = nn.Conv2d(features * 3, features * 3, 3, padding=1, groups=features * 3, bias=bias)
         self.project_out = nn.Conv2d(features, features, 1, bias=bias)
 
     def values_and_mixing(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,7 @@ class MDTA(nn.Module):
         def act(window: Window) -> Tensor:
             wide = linear(_normed(norm, x[window.outer]), self.qkv.weight[:, :, 0, 0], self.qkv.bias)
             wide = _depthwise(wide, self.qkv_dwconv.weight, self.qkv_dwconv.bias)[window.inner]
-            for part in wide.split(max(1, _SUMMED_PIXELS // wide.shape[2]), dim=1):
+            for part in torch.split(wide, max(1, _SUMMED_PIXELS // wide.shape[2]), dim=1):
                 product, square = self._sums(part)
                 products.append(product)
                 squares.append(square)
@@ -120,7 +118,7 @@ class MDTA(nn.Module):
         inverse = squares.clamp_min(1e-24).rsqrt()
         queries, keys = rearrange(inverse, "b (two n d) -> two b n d", two=2, n=self.heads)
         cosines = products * queries[..., :, None] * keys[..., None, :]
-        return (cosines * self.temperature).softmax(-1)
+        return torch.softmax(cosines * self.temperature, -1)
 
     def project(self, x: Tensor, values: Tensor, mixing: Tensor) -> Tensor:
         """(B, h, w, D) twice, (B, D, D) -> (B, h, w, D): the input plus what attention adds."""
@@ -149,11 +147,15 @@ class GDFN(nn.Module):
 
     def halves(self) -> tuple[_Half, _Half]:
         """Return the weights of the activated half and of the gate, each filled up with idle features."""
-        tensors = [self.project_in.weight[:, :, 0, 0], self.project_in.bias]
-        tensors += [self.dwconv.weight, self.dwconv.bias]
-        split = [(None, None) if whole is None else whole.chunk(2) for whole in tensors]
-        first, second = ([_filled_up(pair[i], 0) for pair in split] for i in (0, 1))
-        return _Half(*first), _Half(*second)
+        weights = _filled_halves(self.project_in.weight[:, :, 0, 0])
+        depthwise_weights = _filled_halves(self.dwconv.weight)
+        if self.project_in.bias is None or self.dwconv.bias is None:
+            return _Half(weights[0], depthwise_weights[0]), _Half(weights[1], depthwise_weights[1])
+        biases, depthwise_biases = _filled_halves(self.project_in.bias), _filled_halves(self.dwconv.bias)
+        return (
+            _Half(weights[0], depthwise_weights[0], biases[0], depthwise_biases[0]),
+            _Half(weights[1], depthwise_weights[1], biases[1], depthwise_biases[1]),
+        )
 
     def output_weight(self) -> Tensor:
         """Return the weight (E, D) of the last layer, without effect on idle features."""
@@ -205,9 +207,9 @@ class _Half(NamedTuple):
     """The weights from the input of GDFN to one half of its hidden features."""
 
     weight: Tensor
-    bias: Tensor | None
     depthwise_weight: Tensor
-    depthwise_bias: Tensor | None
+    bias: Tensor | None = None
+    depthwise_bias: Tensor | None = None
 
     def __call__(self, x: Tensor, window: Window) -> Tensor:
         """(B, h + 2, w + 2, D) -> (B, h, w, E)."""
@@ -215,10 +217,13 @@ class _Half(NamedTuple):
         return _depthwise(wide, self.depthwise_weight, self.depthwise_bias)[window.inner]
 
 
-def _filled_up(weight: Tensor | None, dim: int) -> Tensor | None:
+def _filled_halves(whole: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = whole.chunk(2)
+    return _filled_up(first, 0), _filled_up(second, 0)
+
+
+def _filled_up(weight: Tensor, dim: int) -> Tensor:
     """Return the weight with zeros up to a multiple of the lanes."""
-    if weight is None:
-        return None
     missing = -weight.shape[dim] % _LANES
     return pad(weight, [0, 0] * (weight.ndim - 1 - dim) + [0, missing]) if missing else weight
 

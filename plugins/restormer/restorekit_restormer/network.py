@@ -94,8 +94,9 @@ class Restormer(Backbone):
         x = self.decoder_level1(torch.cat([self.up2_1(x), skip1], 1))
         x = self.refinement(x)
         if self.skip_conv is None:
-            return self.output(x) + degraded
-        restored: Tensor = self.output(x + self.skip_conv(embedded))
+            restored: Tensor = self.output(x) + degraded
+        else:
+            restored = self.output(x + self.skip_conv(embedded))
         return restored
 
 
@@ -104,9 +105,7 @@ class _Downsample(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _convolution(features, features // 2, 3, bias=False), nn.PixelUnshuffle(2)
-        )
+        self.body = nn.Sequential(_convolution(features, features // 2, 3, bias=False), nn.PixelUnshuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, 2 D, H / 2, W / 2)."""
@@ -157,5 +156,7 @@ def _check(
     require(refinement_blocks >= 0, f"refinement_blocks is {refinement_blocks}, less than 0")
     for level, number in enumerate(heads):
         features = dim * 2**level
-        require(features % number == 0, f"heads is {list(heads)}: {features} features do not divide by {number}")
+        require(
+            features % number == 0, f"heads is {list(heads)}: {features} features do not divide by {number}"
+        )
     require(int(dim * expansion) >= 1, f"expansion is {expansion}: no hidden features are left of {dim}")

@@ -49,7 +49,7 @@ def windows(x: Tensor, features: int) -> list[Window]:
     batch, height, width = x.shape[:3]
     if torch.is_grad_enabled():
         return [_window((0, height), (0, width), height, width)]
-    room = _CACHE_BYTES if x.device.type in ("cpu", "meta") else _DEVICE_BYTES
+    room = _CACHE_BYTES if x.device.type == "cpu" else _DEVICE_BYTES
     pixels = max(1, room // (batch * features * x.element_size()))
     # Whole rows lie together in memory and need no copy; of few rows too many are read twice.
     columns = width if pixels >= _LEAST_ROWS * width else _even(width, math.isqrt(pixels))
