@@ -10,6 +10,7 @@ misshapen = strangers:Misshapen
 random = strangers:Random
 level = strangers:Level
 trained = strangers:Trained
+detected = strangers:Detected
 [restorekit.adapters]
 louder = strangers:Louder
 [restorekit.priors]

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
+from restorekit.errors import WeightsError
 
 
 class Gain(Backbone):
@@ -98,6 +99,27 @@ class Trained(Backbone):
 
     def forward(self, degraded):
         return self.conv(degraded)
+
+
+class Detected(DetectedBackbone):
+    """As many 1x1 convolutions as the file holds: the file decides the architecture."""
+
+    def __init__(self, layers: nn.Sequential):
+        super().__init__()
+        self.layers = layers
+        self.architecture = f"{len(layers)} layers"
+
+    @classmethod
+    def from_tensors(cls, tensors, path, gain: float = 1.0):
+        if any(value.ndim != 4 for value in tensors.values()):
+            raise WeightsError(f"{path} is not recognised", "give convolutions")
+        layers = nn.Sequential(*(nn.Conv2d(3, 3, 1, bias=False, device="cpu") for _ in tensors))
+        for layer, value in zip(layers, tensors.values(), strict=True):
+            layer.weight.data = value * gain
+        return cls(layers)
+
+    def forward(self, degraded):
+        return self.layers(degraded)
 
 
 class Louder(Adapter):
