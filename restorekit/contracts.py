@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 Padding = Literal["reflect", "replicate", "zeros"]
@@ -34,6 +35,8 @@ class Backbone(nn.Module, ABC):
             the network is local once ``for_image`` has been called.
         tiling: ``discouraged`` where a tile is computed differently from the whole image, however large the
             overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
+        precisions: those that it is known to work in; asked for another one, it is run in float32, and that
+            is reported.
     """
 
     size_multiple: int = 1
@@ -43,6 +46,7 @@ class Backbone(nn.Module, ABC):
     out_channels: int | None = None
     overlap: int = 32
     tiling: Tiling = "supported"
+    precisions: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:

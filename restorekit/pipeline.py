@@ -151,6 +151,10 @@ class Step:
         """
         started = time.perf_counter()
         conditions = replace(conditions, events=[])
+        if isinstance(self.network, Backbone) and conditions.dtype not in self.network.precisions:
+            name = str(conditions.dtype).removeprefix("torch.")
+            conditions.events.append(f"not known to work in {name}, ran in float32")
+            conditions.dtype = torch.float32
         output, tile = self._run_finite(degraded, current, conditions)
         main = self.parts[0]
         record = StepRecord(

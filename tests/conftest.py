@@ -11,6 +11,7 @@ random = strangers:Random
 level = strangers:Level
 trained = strangers:Trained
 detected = strangers:Detected
+careful = strangers:Careful
 [restorekit.adapters]
 louder = strangers:Louder
 [restorekit.priors]

@@ -122,6 +122,19 @@ class Detected(DetectedBackbone):
         return self.layers(degraded)
 
 
+class Careful(Backbone):
+    """Return its input, and only in float32."""
+
+    precisions = frozenset({torch.float32})
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        assert degraded.dtype == torch.float32
+        return degraded
+
+
 class Louder(Adapter):
     """Add a constant to what the backbone returns."""
 

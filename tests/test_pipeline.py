@@ -201,6 +201,12 @@ def test_detected_network_needs_weights_that_it_recognises_and_arguments_that_it
         restore(IMAGE, chain({"restore": step}))
 
 
+def test_precision_that_a_network_does_not_know_is_replaced_by_float32_and_reported():
+    result = restore(IMAGE, chain({"restore": "careful"}, gain(1.0)), dtype="bf16", return_result=True)
+    assert [record.dtype for record in result.steps] == ["float32", "bfloat16"]
+    assert result.steps[0].events == ("not known to work in bfloat16, ran in float32",)
+
+
 def test_result_tells_its_history(tmp_path):
     result = restore(IMAGE, chain(gain(2.0)), return_result=True)
     facts = json.loads(result.to_json())
