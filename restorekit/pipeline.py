@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any, Self, cast
 
 import torch
@@ -140,7 +141,9 @@ class Step:
         for network in (self.network, self.prior):
             if network is not None:
                 network.to(device=device, dtype=dtype)
-                channels_last(network)
+                # The layout is one of four dimensions: torch refuses it for a network with tensors of five.
+                if all(tensor.dim() != 5 for tensor in chain(network.parameters(), network.buffers())):
+                    channels_last(network)
 
     def run(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> tuple[Tensor, StepRecord]:
         """Run on images (1, C, H, W); ``degraded`` is the pipeline's input, ``current`` the result so far.

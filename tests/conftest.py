@@ -12,6 +12,7 @@ level = strangers:Level
 trained = strangers:Trained
 detected = strangers:Detected
 careful = strangers:Careful
+volume = strangers:Volume
 [restorekit.adapters]
 louder = strangers:Louder
 [restorekit.priors]

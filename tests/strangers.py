@@ -135,6 +135,17 @@ class Careful(Backbone):
         return degraded
 
 
+class Volume(Backbone):
+    """Multiply by a weight of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.full((1, 1, 1, 1, 1), 0.5))
+
+    def forward(self, degraded):
+        return degraded * self.factor[0]
+
+
 class Louder(Adapter):
     """Add a constant to what the backbone returns."""
 

@@ -207,6 +207,10 @@ def test_precision_that_a_network_does_not_know_is_replaced_by_float32_and_repor
     assert result.steps[0].events == ("not known to work in bfloat16, ran in float32",)
 
 
+def test_network_with_tensors_of_five_dimensions_is_run():
+    np.testing.assert_allclose(restore(IMAGE, chain({"restore": "volume"})), IMAGE / 2, rtol=1e-6)
+
+
 def test_result_tells_its_history(tmp_path):
     result = restore(IMAGE, chain(gain(2.0)), return_result=True)
     facts = json.loads(result.to_json())
