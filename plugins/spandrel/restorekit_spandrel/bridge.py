@@ -41,7 +41,8 @@ class Spandrel(DetectedBackbone):
         descriptor: a model as spandrel loads it, on the CPU.
     """
 
-    # Sizes of receptive fields are not told; 64 is what NAFNet, one of the wider ones, was measured to need.
+    # Receptive fields are not told. Measured on a published DnCNN (17 convolutions): tiles differ from the
+    # whole image by 0.43 of an 8-bit level at 32, by 0.0005 at 64.
     overlap = 64
 
     def __init__(self, descriptor: ImageModelDescriptor[torch.nn.Module]) -> None:
