@@ -6,6 +6,7 @@ Which architecture a file belongs to is recognition.py. Shapes as in restorekit.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -76,5 +77,11 @@ class Spandrel(DetectedBackbone):
 
     def forward(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), by ``scale`` larger; small or oblong images are padded inside."""
-        # A descriptor takes one image at a time; it pads to the smallest size and to squares, and crops.
-        return torch.cat([self._descriptor(image[None]) for image in degraded])
+        # Some networks make float32 tensors inside (the masks of SwinIR, the tables of GRL), which their
+        # weights in half precision refuse; autocast brings the two together. On meta there is none.
+        halved = degraded.dtype in (torch.bfloat16, torch.float16) and degraded.device.type != "meta"
+        mixed = torch.autocast(degraded.device.type, degraded.dtype) if halved else nullcontext()
+        with mixed:
+            # A descriptor takes one image at a time; it pads to the smallest size and to squares, and crops.
+            restored = [self._descriptor(image[None]) for image in degraded]
+        return torch.cat(restored).to(degraded.dtype)

@@ -197,6 +197,16 @@ def test_checkpoint_is_recognised_and_restores_as_its_network_does(name, suffix,
     assert not network.training and not any(value.requires_grad for value in network.parameters())
 
 
+@pytest.mark.parametrize("name", ["DnCNN", "SwinIR", "GRL", "FFTformer"])
+def test_bfloat16_is_near_float32_where_spandrel_promises_it(name, saved):
+    case = CASES[name]
+    path, image = saved(case.build().state_dict()), case.image()
+    full = restore(image, chain(path))
+    half = restore(image, chain(path), dtype="bf16", return_result=True)
+    assert half.steps[0].dtype == "bfloat16" and not half.warnings
+    np.testing.assert_allclose(half.to_numpy(), full, atol=0.03)
+
+
 @pytest.mark.parametrize("name", ["DRUNet", "Compact"])
 def test_tiles_are_those_of_the_network_itself(name, saved):
     case = CASES[name]
