@@ -10,10 +10,12 @@ features, ``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Self
 
+import torch
 from torch import Tensor, nn
 
 Padding = Literal["reflect", "replicate", "zeros"]
@@ -33,6 +35,8 @@ class Backbone(nn.Module, ABC):
             the network is local once ``for_image`` has been called.
         tiling: ``discouraged`` where a tile is computed differently from the whole image, however large the
             overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
+        precisions: those that it is known to work in; asked for another one, it is run in float32, and that
+            is reported.
     """
 
     size_multiple: int = 1
@@ -42,6 +46,7 @@ class Backbone(nn.Module, ABC):
     out_channels: int | None = None
     overlap: int = 32
     tiling: Tiling = "supported"
+    precisions: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:
@@ -62,6 +67,32 @@ class Backbone(nn.Module, ABC):
     def training_outputs(self, degraded: Tensor) -> Sequence[Tensor]:
         """Return every output that training compares with the clean image, the final one first."""
         return (self(degraded),)
+
+
+class DetectedBackbone(Backbone):
+    """A backbone whose architecture is read off its weights: a bridge to another library of networks.
+
+    It is never built without weights. What a pipeline gives as ``params`` are the arguments of
+    ``from_tensors`` after the first two; the constructor is the bridge's own affair.
+
+    Attributes:
+        architecture: what was recognised, as the library calls it.
+    """
+
+    architecture: str
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], path: Path) -> Self:
+        """Return the network that the tensors of a file belong to, with their values in it.
+
+        Args:
+            tensors: as ``restorekit.weights.read_tensors`` gives them, on the CPU; left untouched.
+            path: the file they came from, for messages: it has been read, safely.
+
+        Raises:
+            WeightsError: they belong to no known network, or to one that is no backbone.
+        """
 
 
 class Adapter(nn.Module, ABC):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self, cast
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from restorekit import plan
 from restorekit.catalog import Checkpoint
 from restorekit.config import ComponentRef, PipelineSpec, TileSpec, check
-from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
 from restorekit.download import Progress as Downloading
 from restorekit.download import ensure
 from restorekit.errors import ConfigError, ContractError, WeightsError, near
@@ -48,28 +48,35 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
-def construct(part: Part) -> nn.Module:
-    """Build a component from its constructor's arguments, without weights.
+def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Build a component from its constructor's arguments, without the values of its weights.
+
+    A DetectedBackbone is built from ``tensors``, the content of its checkpoint, and has their values.
 
     Raises:
         ConfigError: an argument is unknown, missing, or refused by the constructor.
         PluginLoadError: the component cannot be imported.
+        WeightsError: a DetectedBackbone has no weights, or does not recognise them.
     """
-    kind = part.entry.load()
+    kind: Callable[..., Any] = part.entry.load()
     where = f"{part.where}.params"
+    if isinstance(kind, type) and issubclass(kind, DetectedBackbone):
+        if tensors is None or part.checkpoint is None:
+            raise _without_weights(part)
+        kind = partial(kind.from_tensors, tensors, part.checkpoint.file)
     known = inspect.signature(kind).parameters
     for name in part.params:
         if name not in known:
             raise ConfigError(
                 where,
                 f"{part.entry.name} takes no {name!r}",
-                near(name, known) or f"it takes: {', '.join(known)}",
+                near(name, known) or f"it takes: {', '.join(known) or 'none'}",
             )
     try:
         return cast(nn.Module, kind(**part.params))
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known)}"
+            where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known) or 'none'}"
         ) from error
 
 
@@ -79,17 +86,30 @@ def build(part: Part) -> nn.Module:
     Raises:
         WeightsError: it has parameters and no weights are given, or they do not fit.
     """
-    module = construct(part)
-    if part.checkpoint:
-        # Reading the hash compares it with the declared one, before anything is loaded.
-        _ = part.checkpoint.sha256
-        load_into(module, read_tensors(part.checkpoint.file), part.checkpoint.file)
+    tensors = _tensors(part)
+    module = construct(part, tensors)
+    if part.checkpoint and tensors is not None:
+        if not isinstance(module, DetectedBackbone):
+            load_into(module, tensors, part.checkpoint.file)
     elif part.kind != "prior" and next(module.parameters(), None) is not None:
-        raise WeightsError(
-            f"{part.where}: {part.entry.name} is a network, and no weights are given",
-            f"name them: {{name: {part.entry.name}, weights: TAG or FILE}}; see `restorekit list weights`",
-        )
+        raise _without_weights(part)
     return module.eval().requires_grad_(False)
+
+
+def _tensors(part: Part) -> dict[str, Tensor] | None:
+    if part.checkpoint is None:
+        return None
+    # Reading the hash compares it with the declared one, before anything is loaded.
+    _ = part.checkpoint.sha256
+    return read_tensors(part.checkpoint.file)
+
+
+def _without_weights(part: Part) -> WeightsError:
+    name = part.entry.name
+    return WeightsError(
+        f"{part.where}: {name} is a network, and no weights are given",
+        f"name them: {{name: {name}, weights: TAG or FILE}}; see `restorekit list weights`",
+    )
 
 
 def _present(part: Part, offline: bool | None, downloading: Downloading | None) -> Part:
@@ -146,6 +166,10 @@ class Step:
         """
         started = time.perf_counter()
         conditions = replace(conditions, events=[])
+        if isinstance(self.network, Backbone) and conditions.dtype not in self.network.precisions:
+            name = str(conditions.dtype).removeprefix("torch.")
+            conditions.events.append(f"not known to work in {name}, ran in float32")
+            conditions.dtype = torch.float32
         output, tile = self._run_finite(degraded, current, conditions)
         main = self.parts[0]
         record = StepRecord(
@@ -395,26 +419,37 @@ def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None
 def built_facts(part: Part) -> dict[str, Any]:
     """Return the facts of a part, checked by building it on the meta device: no memory, no values.
 
+    A DetectedBackbone is built with its values, and its facts name the architecture that it recognised.
+
     Raises:
         RestoreKitError: the arguments or the tensors of the weights do not fit.
     """
+    tensors = _tensors(part)
     with torch.device("meta"):
-        module = construct(part)
-    if part.checkpoint:
-        check_fit(module, read_tensors(part.checkpoint.file), part.checkpoint.file)
+        module = construct(part, tensors)
+    facts = part.facts()
+    if isinstance(module, DetectedBackbone):
+        facts["architecture"] = module.architecture
+    elif part.checkpoint and tensors is not None:
+        check_fit(module, tensors, part.checkpoint.file)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     memory = memory_per_pixel(module) if isinstance(module, Backbone) else None
-    return {**part.facts(), "parameters": parameters, "memory_per_pixel": memory}
+    return {**facts, "parameters": parameters, "memory_per_pixel": memory}
 
 
 def fits(checkpoint: Checkpoint, component: str) -> str:
     """Return the class of the backbone that a checkpoint fits, by names and shapes; nothing is allocated.
 
+    A backbone that recognises its architecture by the tensors says which one it is.
+
     Raises:
         RestoreKitError: the file cannot be read, or does not fit.
     """
     part = Part("weights", "backbone", backbones[component], ComponentRef(name=component), checkpoint)
+    tensors = read_tensors(checkpoint.file)
     with torch.device("meta"):
-        network = construct(part)
-    check_fit(network, read_tensors(checkpoint.file), checkpoint.file)
+        network = construct(part, tensors)
+    if isinstance(network, DetectedBackbone):
+        return network.architecture
+    check_fit(network, tensors, checkpoint.file)
     return type(network).__name__

@@ -15,6 +15,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +123,12 @@ def _why_not(name: str) -> str:
 
 
 def channels_last(network: nn.Module) -> None:
-    """Lay a network's weights out with channels innermost: faster on every device that was measured."""
+    """Lay a network's weights out with channels innermost: faster on every device that was measured.
+
+    A network with tensors of five dimensions stays as it is: the layout has four, and torch refuses others.
+    """
+    if any(tensor.dim() == 5 for tensor in chain(network.parameters(), network.buffers())):
+        return
     # The signature that torch declares for this call differs between its releases.
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,unused-ignore]
 

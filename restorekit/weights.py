@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from restorekit.errors import WeightsError
 
 # Published checkpoints wrap the state dict; these are the names the field uses, EMA first.
-WRAPPERS = ("params_ema", "params", "state_dict", "model", "net")
+WRAPPERS = ("params_ema", "params-ema", "params", "model_state_dict", "state_dict", "model", "net")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -39,6 +39,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if isinstance(document, Mapping) and isinstance(document.get(wrapper), Mapping):
             document = document[wrapper]
             break
+    else:
+        # A document of one entry can mean nothing else, whatever the entry is called.
+        if isinstance(document, Mapping) and len(document) == 1:
+            (only,) = document.values()
+            document = only if isinstance(only, Mapping) else document
     if not isinstance(document, Mapping) or not all(isinstance(value, Tensor) for value in document.values()):
         raise WeightsError(f"{path} holds no state dict", f"known wrappers are {', '.join(WRAPPERS)}")
     # Networks trained on several GPUs carry the wrapper's name in front of every key.

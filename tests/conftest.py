@@ -21,6 +21,9 @@ misshapen = strangers:Misshapen
 random = strangers:Random
 level = strangers:Level
 trained = strangers:Trained
+detected = strangers:Detected
+careful = strangers:Careful
+volume = strangers:Volume
 [restorekit.adapters]
 louder = strangers:Louder
 [restorekit.priors]

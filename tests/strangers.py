@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
+from restorekit.errors import WeightsError
 
 # Declared weights; tests fill the list.
 WEIGHTS = []
@@ -101,6 +102,51 @@ class Trained(Backbone):
 
     def forward(self, degraded):
         return self.conv(degraded)
+
+
+class Detected(DetectedBackbone):
+    """As many 1x1 convolutions as the file holds: the file decides the architecture."""
+
+    def __init__(self, layers: nn.Sequential):
+        super().__init__()
+        self.layers = layers
+        self.architecture = f"{len(layers)} layers"
+
+    @classmethod
+    def from_tensors(cls, tensors, path, gain: float = 1.0):
+        if any(value.ndim != 4 for value in tensors.values()):
+            raise WeightsError(f"{path} is not recognised", "give convolutions")
+        layers = nn.Sequential(*(nn.Conv2d(3, 3, 1, bias=False, device="cpu") for _ in tensors))
+        for layer, value in zip(layers, tensors.values(), strict=True):
+            layer.weight.data = value * gain
+        return cls(layers)
+
+    def forward(self, degraded):
+        return self.layers(degraded)
+
+
+class Careful(Backbone):
+    """Return its input, and only in float32."""
+
+    precisions = frozenset({torch.float32})
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        assert degraded.dtype == torch.float32
+        return degraded
+
+
+class Volume(Backbone):
+    """Multiply by a weight of five dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("factor", torch.full((1, 1, 1, 1, 1), 0.5))
+
+    def forward(self, degraded):
+        return degraded * self.factor[0]
 
 
 class Louder(Adapter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from restorekit import registry
+from restorekit.contracts import DetectedBackbone
 from restorekit.registry import backbones
 from restorekit.testing import check_backbone
 
@@ -17,7 +18,10 @@ if not ENTRIES:
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 def test_an_installed_backbone_keeps_its_promises(entry):
-    check_backbone(entry.load())
+    kind = entry.load()
+    if issubclass(kind, DetectedBackbone):
+        pytest.skip("it cannot be built without weights; its own tests have some")
+    check_backbone(kind)
 
 
 def test_the_metadata_of_installed_distributions_shows_no_problem():

@@ -166,6 +166,51 @@ def test_plan_with_build_finds_tensors_that_do_not_fit(tmp_path):
         built_facts(part)
 
 
+@pytest.fixture
+def two_layers(tmp_path):
+    path = tmp_path / "two.safetensors"
+    save_file({name: torch.eye(3).reshape(3, 3, 1, 1) / 2 for name in ("first", "second")}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize(("params", "gain"), [({}, 1.0), ({"gain": 3.0}, 3.0)])
+def test_architecture_is_read_off_the_weights(two_layers, params, gain):
+    step = {"restore": {"name": "detected", "weights": two_layers, "params": params}}
+    result = restore(IMAGE, chain(step), return_result=True)
+    np.testing.assert_allclose(result.to_numpy(), IMAGE * gain**2 / 4, rtol=1e-5)
+    assert len(result.steps[0].weights_sha256) == 64
+
+
+def test_plan_with_build_names_the_architecture_that_was_detected(two_layers):
+    step = {"restore": {"name": "detected", "weights": two_layers}}
+    facts = built_facts(parts(PipelineSpec.parse(chain(step)))[0][0])
+    assert facts["architecture"] == "2 layers"
+    assert facts["parameters"] == 18
+    assert facts["memory_per_pixel"] > 0
+
+
+def test_detected_network_needs_weights_that_it_recognises_and_arguments_that_it_knows(two_layers, tmp_path):
+    with pytest.raises(WeightsError, match="detected is a network, and no weights are given"):
+        restore(IMAGE, chain({"restore": "detected"}))
+    step = {"name": "detected", "weights": two_layers, "params": {"gian": 1}}
+    with pytest.raises(ConfigError, match="detected takes no 'gian'"):
+        restore(IMAGE, chain({"restore": step}))
+    save_file({"bias": torch.zeros(3)}, tmp_path / "other.safetensors")
+    step = {"name": "detected", "weights": str(tmp_path / "other.safetensors")}
+    with pytest.raises(WeightsError, match="is not recognised"):
+        restore(IMAGE, chain({"restore": step}))
+
+
+def test_precision_that_a_network_does_not_know_is_replaced_by_float32_and_reported():
+    result = restore(IMAGE, chain({"restore": "careful"}, gain(1.0)), dtype="bf16", return_result=True)
+    assert [record.dtype for record in result.steps] == ["float32", "bfloat16"]
+    assert result.steps[0].events == ("not known to work in bfloat16, ran in float32",)
+
+
+def test_network_with_tensors_of_five_dimensions_is_run():
+    np.testing.assert_allclose(restore(IMAGE, chain({"restore": "volume"})), IMAGE / 2, rtol=1e-6)
+
+
 def test_result_tells_its_history(tmp_path):
     result = restore(IMAGE, chain(gain(2.0)), return_result=True)
     facts = json.loads(result.to_json())

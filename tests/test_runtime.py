@@ -261,3 +261,12 @@ def test_finite_means_neither_nan_nor_infinite():
     assert check_finite(torch.tensor([0.0, -1e30]))
     assert not check_finite(torch.tensor([0.0, math.nan]))
     assert not check_finite(torch.tensor([0.0, -math.inf]).bfloat16())
+
+
+def test_channels_innermost_leaves_a_network_with_five_dimensions_alone():
+    flat, deep = torch.nn.Conv2d(3, 4, 3), torch.nn.ModuleList([torch.nn.Conv2d(3, 4, 3)])
+    deep.append(torch.nn.Conv3d(1, 1, 3))
+    runtime.channels_last(flat)
+    runtime.channels_last(deep)
+    assert flat.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not deep[0].weight.is_contiguous(memory_format=torch.channels_last)

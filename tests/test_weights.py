@@ -9,7 +9,7 @@ from torch import nn
 from restorekit import catalog
 from restorekit.catalog import Checkpoint, Pretrained, find
 from restorekit.errors import WeightsError
-from restorekit.weights import check_fit, load_into, read_tensors
+from restorekit.weights import WRAPPERS, check_fit, load_into, read_tensors
 
 
 def network():
@@ -45,12 +45,18 @@ def test_half_precision_is_widened(tmp_path):
     assert all(parameter.dtype == torch.float32 for parameter in other.parameters())
 
 
-@pytest.mark.parametrize("wrapper", [None, "params", "params_ema", "state_dict"])
+@pytest.mark.parametrize("wrapper", [None, *WRAPPERS])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_published_containers_are_unwrapped(tmp_path, wrapper, prefix):
     state = {prefix + name: value for name, value in network().state_dict().items()}
     path = tmp_path / "net.pth"
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, path)
+    check_fit(network(), read_tensors(path), path)
+
+
+def test_only_entry_of_a_document_is_unwrapped_whatever_its_name(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save({"generator": network().state_dict()}, path)
     check_fit(network(), read_tensors(path), path)
 
 

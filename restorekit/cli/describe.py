@@ -69,7 +69,10 @@ def info(
         if name in book:
             entry = book[name]
             kind = entry.load()
-            arguments = [str(parameter) for parameter in inspect.signature(kind).parameters.values()]
+            # What a pipeline may say; a DetectedBackbone is given its tensors and their file by the core.
+            given = 2 if hasattr(kind, "from_tensors") else 0
+            signature = inspect.signature(getattr(kind, "from_tensors", kind))
+            arguments = [str(parameter) for parameter in signature.parameters.values()][given:]
             found.append(
                 {
                     "kind": book.kind,
@@ -166,6 +169,8 @@ def plan(
         say(f"\n{part['where']}: {part['kind']} {part['name']}   from {part['distribution']}")
         for key, value in part["params"].items():
             say(f"  {key} = {value}")
+        if architecture := part.get("architecture"):
+            say(f"  detected    {architecture}")
         if part["weights"]:
             known = part["weights_sha256"]
             say(f"  weights     {part['weights']}   sha256 {known[:16] if known else 'not known yet'}")

@@ -156,7 +156,5 @@ def _check(
     require(refinement_blocks >= 0, f"refinement_blocks is {refinement_blocks}, less than 0")
     for level, number in enumerate(heads):
         features = dim * 2**level
-        require(
-            features % number == 0, f"heads is {list(heads)}: {features} features do not divide by {number}"
-        )
+        require(features % number == 0, f"heads is {list(heads)}: {number} does not divide {features}")
     require(int(dim * expansion) >= 1, f"expansion is {expansion}: no hidden features are left of {dim}")
