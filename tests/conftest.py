@@ -32,6 +32,8 @@ brightness = strangers:Brightness
 blend = strangers:Blend
 [restorekit.weights]
 acme = strangers:WEIGHTS
+[restorekit.officials]
+AcmeNet = strangers:acme_net
 """
 
 

@@ -104,6 +104,11 @@ class Trained(Backbone):
         return self.conv(degraded)
 
 
+def acme_net(arguments):
+    """Build `Trained` from the arguments of the class that its authors published."""
+    return Trained(width=arguments["n_feat"])
+
+
 class Detected(DetectedBackbone):
     """As many 1x1 convolutions as the file holds: the file decides the architecture."""
 

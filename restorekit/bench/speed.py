@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -111,8 +112,12 @@ def _stirred(network: Backbone) -> Backbone:
 
 def _spandrel(state: dict[str, Tensor], published: str) -> Callable[[Tensor], Any]:
     try:
-        import spandrel
-        import spandrel_extra_arches
+        with warnings.catch_warnings():
+            # One of the networks compiles a function on import, by a way that torch deprecates.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script", FutureWarning)
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script", DeprecationWarning)
+            import spandrel
+            import spandrel_extra_arches
     except ImportError as error:
         raise ConfigError(
             "bench parity --speed",

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from restorekit.cli.output import AsJson, note, say, say_json, table
+from restorekit.cli.output import AsJson, counting, say, say_json, table
+from restorekit.errors import OutputError
 from restorekit.files import replacing
 
 app = typer.Typer(no_args_is_help=True, help="Measure our networks beside the published ones.")
@@ -34,9 +35,17 @@ def parity(
     if speed:
         _speed(side, runs, threads, as_json)
         return
-    from restorekit.bench.parity import as_markdown, key_matches, matches, worst
+    from restorekit.bench import parity as comparison
 
-    rows, keys = matches(fixtures), key_matches(fixtures)
+    if write is not None:
+        # Before the work, not after it.
+        _marks(write)
+    paths, rows = comparison.fixtures(fixtures), []
+    with counting("fixtures", len(paths)) as done:
+        for path in paths:
+            rows += comparison.matches(path)
+            done()
+    keys = comparison.key_matches(fixtures)
     if as_json:
         say_json({"outputs": [asdict(row) for row in rows], "keys": [asdict(key) for key in keys]})
     else:
@@ -44,28 +53,44 @@ def parity(
             (
                 row.variant,
                 row.published,
+                row.dtype,
                 f"{row.error:.1e}",
                 f"{row.allowed:.1e}",
                 "ok" if row.holds else "FAR",
             )
-            for row in worst(rows)
+            for row in comparison.worst(rows)
         ]
-        say(table(cells, ("VARIANT", "PUBLISHED CLASS", "ERROR", "ALLOWED", "")))
+        say(table(cells, ("VARIANT", "PUBLISHED CLASS", "DTYPE", "ERROR", "ALLOWED", "")))
         wrong = [key for key in keys if key.differences]
         say(f"\n{len(keys) - len(wrong)} of {len(keys)} published sizes have the same names and shapes")
         for key in wrong:
             say(f"  {key.variant}: {key.differences[0]} and {len(key.differences) - 1} more")
     if write is not None:
-        _insert(write, as_markdown(rows, keys))
+        _insert(write, comparison.as_markdown(rows, keys))
     if not all(row.holds for row in rows) or any(key.differences for key in keys):
         raise typer.Exit(2)
 
 
+def _marks(path: Path) -> tuple[str, str]:
+    """Return what stands before and after the two marks of a document."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be read: {error.strerror}", "create it first, with the marks"
+        ) from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise OutputError(
+            f"{path} has no place for the matrix", f"put {BEGIN} and {END} on lines of their own"
+        )
+    return before, after
+
+
 def _insert(path: Path, matrix: str) -> None:
     """Replace what stands between the two marks of a document."""
-    text = path.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
+    before, after = _marks(path)
     with replacing(path) as temporary:
         temporary.write_text(f"{before}{BEGIN}\n{matrix}\n{END}{after}", encoding="utf-8")
 
@@ -76,10 +101,8 @@ def _speed(side: int, runs: int, threads: int, as_json: bool) -> None:
     from restorekit.bench.speed import PUBLISHED, race
 
     torch.set_num_threads(threads)
-    races = []
-    for published in PUBLISHED:
-        note(f"{published} ...")
-        races.append(race(published, side, runs))
+    with counting("runs", len(PUBLISHED) * runs) as done:
+        races = [race(published, side, runs, done) for published in PUBLISHED]
     if as_json:
         say_json([asdict(each) for each in races])
         return

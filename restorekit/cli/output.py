@@ -75,6 +75,17 @@ def download_progress(show: bool = True) -> Iterator[Callable[[str, int, int], N
         yield report
 
 
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yield what is called when one of ``total`` pieces of work is done, shown as a bar on stderr."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Return rows as plain text columns; the last column is as long as it is."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
