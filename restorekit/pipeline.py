@@ -301,7 +301,7 @@ def _planes(image: Tensor, channels: int) -> list[Tensor]:
     have = image.shape[1]
     if channels == have:
         return [image]
-    if have == 1:
+    if have == 1 and channels == 3:
         return [image.expand(-1, channels, -1, -1)]
     if channels == 1:
         return list(torch.split(image, 1, dim=1))

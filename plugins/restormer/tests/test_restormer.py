@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from restorekit import restore
 from restorekit.bench.parity import build_official
-from restorekit.errors import ConfigError, WeightsError
+from restorekit.errors import ConfigError, ContractError, WeightsError
 from restorekit.testing import check_backbone, check_weights
 from restorekit.tiling import pad_to_multiple
 from restorekit_restormer import windows
@@ -199,10 +199,11 @@ def test_two_views_of_a_dual_pixel_sensor_give_one_image(saved):
     np.testing.assert_allclose(restored, expected.numpy(), atol=2e-5)
 
 
-def test_one_view_for_a_network_of_two_is_refused(saved):
+@pytest.mark.parametrize("size", [(8, 8), (8, 8, 3)])
+def test_one_view_for_a_network_of_two_is_refused(saved, size):
     params = {"channels": 6, "out_channels": 3, "dual_pixel": True}
-    with pytest.raises(Exception, match="6"):
-        restore(np.zeros((8, 8, 3), np.uint8), pipeline(saved("dual-pixel"), **params))
+    with pytest.raises(ContractError, match=rf"takes 6 channels, the image has {len(size) * 2 - 3}"):
+        restore(np.zeros(size, np.uint8), pipeline(saved("dual-pixel"), **params))
 
 
 @pytest.mark.parametrize(
