@@ -162,5 +162,5 @@ def test_refused_weights_keep_the_file_that_was_there(run, photo, tmp_path):
 def test_every_refusal_is_one_of_ours(saved):
     pipeline, path = saved("nafnet")
     path.unlink()
-    with pytest.raises(RestoreKitError, match="nafnet.safetensors"):
+    with pytest.raises(RestoreKitError, match=r"nafnet\.safetensors"):
         restore(image(8, 8, 3), pipeline)

@@ -43,9 +43,11 @@ def test_commands_and_options_in_examples_exist(document):
     lines = [line.partition("#")[0] for block in blocks(document, "bash") for line in block.splitlines()]
     for words in (shlex.split(line) for line in lines if "restorekit " in line and "pip" not in line):
         assert Path(words[0]).name == "restorekit"
-        command = commands[words[1]]
+        command, rest = commands[words[1]], words[2:]
+        if hasattr(command, "commands"):
+            command, rest = command.commands[rest[0]], rest[1:]
         known = {option for parameter in command.params for option in parameter.opts}
-        assert {word for word in words[2:] if re.match(r"-+[a-z]", word)} <= known, words
+        assert {word for word in rest if re.match(r"-+[a-z]", word)} <= known, words
 
 
 @every_document
