@@ -31,9 +31,9 @@ class Backbone(nn.Module, ABC):
         scale: side of the output divided by side of the input; above 1 for super-resolution.
         channels: C; a gray network (1) is given the colours of an image one by one.
         out_channels: C of the output where it differs, as for two views (6) that become one image (3).
-        overlap: pixels that neighbouring tiles should share. Tiles equal the whole image when it is four times
-            the radius of the receptive field (what ``for_image`` shares left aside); less is enough where the
-            edge of that field hardly counts: measure it.
+        overlap: pixels that neighbouring tiles should share. At four times the radius of the receptive field
+            (what ``for_image`` shares left aside) tiles equal the whole image; less is enough where the edge
+            of that field hardly counts: measure it.
         tiling: ``discouraged`` where a tile is computed differently from the whole image, however large the
             overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
         precisions: those that it is known to work in; asked for another one, it is run in float32, and that
