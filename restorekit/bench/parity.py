@@ -133,25 +133,23 @@ def matches(path: Path) -> list[Match]:
     return rows
 
 
-def key_matches(folder: Path) -> list[KeyMatch]:
-    """Compare names and shapes of every published size in ``official_keys``; nothing is allocated."""
-    rows = []
-    for path in sorted((folder / "official_keys").glob("*.json")):
-        facts = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(facts, dict):
-            continue
-        with torch.device("meta"):
-            network = build_official(facts["official_class"], facts["args"])
-        ours = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-        theirs = dict(facts["keys"])
-        different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        if parameters != facts["n_params"]:
-            different.append(f"{parameters:,} parameters instead of {facts['n_params']:,}")
-        rows.append(
-            KeyMatch(facts["name"], facts["official_class"], len(theirs), parameters, tuple(different))
-        )
-    return rows
+def key_lists(folder: Path) -> list[Path]:
+    """Return the lists of names and shapes of published sizes that lie beside the fixtures."""
+    return [path for path in sorted((folder / "official_keys").glob("*.json")) if path.stem != "index"]
+
+
+def key_match(path: Path) -> KeyMatch:
+    """Compare the names and shapes of a published size with ours; nothing is allocated."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        network = build_official(facts["official_class"], facts["args"])
+    ours = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
+    theirs = dict(facts["keys"])
+    different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    if parameters != facts["n_params"]:
+        different.append(f"{parameters:,} parameters instead of {facts['n_params']:,}")
+    return KeyMatch(facts["name"], facts["official_class"], len(theirs), parameters, tuple(different))
 
 
 def worst(rows: list[Match]) -> list[Match]:

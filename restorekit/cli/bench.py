@@ -45,7 +45,7 @@ def parity(
         for path in paths:
             rows += comparison.matches(path)
             done()
-    keys = comparison.key_matches(fixtures)
+    keys = [comparison.key_match(path) for path in comparison.key_lists(fixtures)]
     if as_json:
         say_json({"outputs": [asdict(row) for row in rows], "keys": [asdict(key) for key in keys]})
     else:
