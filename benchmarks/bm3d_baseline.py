@@ -16,11 +16,11 @@ from pathlib import Path
 
 import bm3d
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
-from restorekit.evaluation.protocols import PROTOCOLS, to_levels
-from restorekit.evaluation.run import clean_images, read_levels
+from restorekit import datasets
+from restorekit.evaluation.protocols import PROTOCOLS
+from restorekit.evaluation.run import read
 
 PROTOCOL = PROTOCOLS["restormer-gaussian-color"]
 
@@ -28,14 +28,14 @@ PROTOCOL = PROTOCOLS["restormer-gaussian-color"]
 def one(job: tuple[Path, float]) -> dict[str, str | float]:
     """Return PSNR in dB and seconds for one image."""
     path, sigma = job
-    clean = read_levels(path)
-    noisy: NDArray[np.float32] = PROTOCOL.degrade(clean, {"sigma": sigma})
+    settings = {"sigma": sigma}
+    clean, noisy = PROTOCOL.pair(read(path), None, settings)
     started = time.perf_counter()
     # Processes share the cores already, and one thread gives the same sums every time.
     profile = bm3d.BM3DProfile()
     profile.num_threads = 1
     restored = bm3d.bm3d_rgb(noisy.astype(np.float64), sigma / 255, profile)
-    figure = PROTOCOL.score(clean, to_levels(restored))["psnr"]
+    figure = PROTOCOL.score(clean, restored, settings)["psnr"]
     return {"image": path.name, "sigma": sigma, "psnr": figure, "seconds": time.perf_counter() - started}
 
 
@@ -50,7 +50,8 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
     done = {(line["image"], line["sigma"]): line for line in map(json.loads, lines)}
-    wanted = [(path, sigma) for path in clean_images(arguments.data) for sigma in arguments.sigma]
+    paths = [sample.clean for sample in datasets.find(arguments.data).samples]
+    wanted = [(path, sigma) for path in paths for sigma in arguments.sigma]
     jobs = [(path, sigma) for path, sigma in wanted if (path.name, sigma) not in done]
     with Pool(arguments.processes) as pool, arguments.output.open("a") as file:
         for line in track(pool.imap_unordered(one, jobs), "BM3D", total=len(jobs)):

@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from restorekit import load_pipeline, restore
+from restorekit import datasets, load_pipeline, restore
 from restorekit.evaluation.protocols import find_protocol
-from restorekit.evaluation.run import Report, clean_images, evaluate
+from restorekit.evaluation.run import Report, evaluate
 from restorekit.files import replacing
 from restorekit.runtime import tune_allocator
 
@@ -61,21 +60,18 @@ def main() -> None:
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="files that hold the two marks")
     arguments = parser.parse_args()
     tune_allocator()
-    files = clean_images(arguments.data)
+    samples = datasets.find(arguments.data).samples
     pipeline = load_pipeline("denoise")
-    seconds: list[float] = []
 
     def restorer(degraded: NDArray[np.float32]) -> NDArray[np.floating]:
-        started = time.perf_counter()
         restored: NDArray[np.floating] = restore(degraded, pipeline, tile=0)
-        seconds.append(time.perf_counter() - started)
         return restored
 
     reports: dict[str, Report] = {}
     gaussian = find_protocol("restormer-gaussian-color")
     for sigma in track(SIGMAS, "measuring"):
-        reports[f"sigma {sigma}"] = evaluate(restorer, files, gaussian, {"sigma": sigma})
-    clean = evaluate(restorer, files, find_protocol("clean-identity-rgb"), {})
+        reports[f"sigma {sigma}"] = evaluate(restorer, samples, gaussian, {"sigma": sigma})
+    clean = evaluate(restorer, samples, find_protocol("clean-identity-rgb"), {})
     bm3d = bm3d_scores(arguments.bm3d)
     rows = ["| input | degraded | BM3D, told sigma | restorekit `denoise`, blind |", "|---|---|---|---|"]
     for sigma in SIGMAS:
@@ -86,8 +82,9 @@ def main() -> None:
     rows.append(f"| clean | - | - | {clean.mean('psnr'):.2f} |")
     weights = pipeline.steps[0].parts[0].checkpoint
     assert weights is not None
+    seconds = [each for report in (*reports.values(), clean) for each in report.seconds]
     about = (
-        f"PSNR in dB, mean over {len(files)} images ({arguments.data.name}), whole images, RGB, 8-bit. "
+        f"PSNR in dB, mean over {len(samples)} images ({arguments.data.name}), whole images, RGB, 8-bit. "
         f"Protocols: `{gaussian.name}` (noise not clipped, numpy seed 0 for every image); the last row: "
         f"`{clean.protocol}`. Median {statistics.median(seconds):.2f} s an image on {pipeline.device}. "
         f"Weights `{weights.name}`, sha256 `{weights.sha256}`; data sha256 `{clean.dataset_sha256[:16]}`."

@@ -326,6 +326,12 @@ def find_pipeline(pipeline: str | Path) -> Path:
     )
 
 
+def one_step(model: str) -> dict[str, Any]:
+    """Return the pipeline of one backbone, NAME or NAME/WEIGHTS."""
+    name, _, weights = model.partition("/")
+    return {"description": model, "steps": [{"restore": {"name": name, "weights": weights or None}}]}
+
+
 def split_setting(setting: str) -> tuple[str, Any]:
     """Return key and value of ``key=value``; the value is read as YAML, never evaluated."""
     key, equals, text = setting.partition("=")

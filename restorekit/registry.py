@@ -35,7 +35,7 @@ class Entry(Generic[T]):
     """One component that an installed distribution offers, as its metadata tells; nothing is imported yet.
 
     Attributes:
-        kind: ``backbone``, ``adapter``, ``refiner``, ``prior``, ``weights`` or ``official``.
+        kind: ``backbone``, ``adapter``, ``refiner``, ``prior``, ``weights``, ``official`` or ``metric``.
         name: what pipelines call it.
         dist: name of the distribution.
         version: of the distribution.
@@ -53,7 +53,7 @@ class Entry(Generic[T]):
     value: str
 
     def load(self) -> T:
-        """Import and return the component: a class for every kind but weights and officials.
+        """Import and return the component: a class for every kind but weights, officials and metrics.
 
         Raises:
             PluginLoadError: it cannot be imported, or is not a class of its kind.
@@ -158,8 +158,18 @@ priors: Registry[type[Prior]] = Registry("prior")
 weights: Registry[Iterable[Pretrained]] = Registry("weights")
 # By the name of a published class: what builds our network from the arguments of that class's constructor.
 officials: Registry[Callable[[Mapping[str, Any]], Backbone]] = Registry("official")
+# Clean image, restored image (H, W, C) and the peak of their range -> a figure; see evaluation/protocols.py.
+metrics: Registry[Callable[[Any, Any, float], float]] = Registry("metric")
 
-REGISTRIES: tuple[Registry[Any], ...] = (backbones, adapters, refiners, priors, weights, officials)
+REGISTRIES: tuple[Registry[Any], ...] = (
+    backbones,
+    adapters,
+    refiners,
+    priors,
+    weights,
+    officials,
+    metrics,
+)
 
 
 def problems() -> tuple[Problem, ...]:

@@ -23,7 +23,7 @@ from restorekit.cli.output import (
     say,
     say_json,
 )
-from restorekit.config import PipelineSpec, TileSpec, check
+from restorekit.config import PipelineSpec, TileSpec, check, one_step
 from restorekit.errors import OutputError, RestoreKitError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def restore(
         raise OutputError(
             f"{existing[0].target}{others} exists", "add --overwrite or --skip-existing, or change -o"
         )
-    spec = PipelineSpec.load(_one_step(model) if model else pipeline, settings or [])
+    spec = PipelineSpec.load(one_step(model) if model else pipeline, settings or [])
     tiles = _tiles(spec.tile, tile, tile_overlap)
     if dry_run:
         for job in jobs:
@@ -140,12 +140,6 @@ def restore(
     if failed:
         note(f"{failed} of {len(jobs)} inputs failed")
         raise typer.Exit(2 if len(jobs) == 1 else 3)
-
-
-def _one_step(model: str) -> dict[str, Any]:
-    """Return the pipeline of one backbone, NAME or NAME/WEIGHTS."""
-    name, _, weights = model.partition("/")
-    return {"description": model, "steps": [{"restore": {"name": name, "weights": weights or None}}]}
 
 
 def _tiles(spec: TileSpec, size: str, overlap: str) -> TileSpec:

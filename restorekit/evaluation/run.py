@@ -1,10 +1,11 @@
-"""Run a protocol over a folder of clean images and gather the figures."""
+"""Run a protocol over a dataset and gather the figures."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from restorekit.errors import ImageError
-from restorekit.evaluation.protocols import Levels, Protocol, to_levels
+from restorekit.datasets import Sample
+from restorekit.errors import ConfigError, ImageError
+from restorekit.evaluation.protocols import Floats, Metric, Protocol
 from restorekit.image import Image
-from restorekit.imagefiles import SUFFIXES
 
-Restorer = Callable[[NDArray[np.float32]], NDArray[np.floating]]
+Restorer = Callable[[Floats], NDArray[np.floating]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One image of a run.
+
+    Attributes:
+        sample: which.
+        clean: (H, W, C), cut as the protocol says.
+        degraded: what was restored; smaller where the protocol enlarges.
+        restored: of the size of the clean one, not clipped.
+        figures: by metric.
+        before: the figures of the degraded image; empty where it has another size.
+        seconds: how long restoring took.
+    """
+
+    sample: Sample
+    clean: Floats
+    degraded: Floats
+    restored: NDArray[np.floating]
+    figures: Mapping[str, float]
+    before: Mapping[str, float]
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Report:
-    """Figures of one protocol on one folder.
+    """Figures of one protocol on one dataset.
 
     Attributes:
         protocol: name of the protocol.
         settings: its settings.
-        images: file names, in order.
+        images: names, in order.
         figures: for each metric, one figure an image.
         degraded: the same figures for the degraded images, before restoration.
-        dataset_sha256: hash of names and contents of the images.
+        seconds: of each restoration.
+        dataset_sha256: hash of the names and contents of all files.
     """
 
     protocol: str
@@ -39,6 +64,7 @@ class Report:
     images: tuple[str, ...]
     figures: Mapping[str, tuple[float, ...]]
     degraded: Mapping[str, tuple[float, ...]]
+    seconds: tuple[float, ...]
     dataset_sha256: str
 
     def mean(self, metric: str) -> float:
@@ -53,69 +79,141 @@ class Report:
             "settings": dict(self.settings),
             "degraded": {metric: _finite(_mean(values)) for metric, values in self.degraded.items()},
             "images": len(self.images),
+            "seconds_median": round(statistics.median(self.seconds), 4),
             "dataset_sha256": self.dataset_sha256,
-            "per_image": [
-                {"image": name, **{metric: _finite(values[index]) for metric, values in self.figures.items()}}
-                for index, name in enumerate(self.images)
-            ],
+            "per_image": [self._row(index) for index in range(len(self.images))],
         }
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return {
+            "image": self.images[index],
+            **{metric: _finite(values[index]) for metric, values in self.figures.items()},
+            **{f"{metric}_degraded": _finite(values[index]) for metric, values in self.degraded.items()},
+            "seconds": round(self.seconds[index], 4),
+        }
+
+
+def average(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the means of the means of several datasets, as deraining papers average their five.
+
+    Args:
+        reports: facts of reports, as ``Report.facts`` or a JSON of `restorekit eval` gives them.
+
+    Raises:
+        ConfigError: there are none, or they are of different protocols, settings or metrics.
+    """
+    if not reports:
+        raise ConfigError(
+            "average", "there are no reports", "name the JSON files of `restorekit eval --json`"
+        )
+    laws = list(dict.fromkeys(_law(report) for report in reports))
+    if len(laws) > 1:
+        raise ConfigError(
+            "average",
+            f"figures of different protocols cannot be averaged: {laws[0]} and {laws[1]}",
+            "evaluate every dataset by one protocol with the same settings",
+        )
+    shared = set.intersection(*(set(report["degraded"]) | _metrics(report) for report in reports))
+    means = {}
+    for metric in sorted(shared):
+        values = [report[metric] for report in reports]
+        means[metric] = None if None in values else round(statistics.fmean(values), 4)
+    first = reports[0]
+    return {**means, "protocol": first["protocol"], "settings": first["settings"], "datasets": len(reports)}
+
+
+def _metrics(report: Mapping[str, Any]) -> set[str]:
+    rows = report["per_image"]
+    return {key for key in rows[0] if key in report and key not in ("image", "seconds")}
+
+
+def _law(report: Mapping[str, Any]) -> str:
+    settings = " ".join(f"{name}={value:g}" for name, value in sorted(report["settings"].items()))
+    return f"{report['protocol']} {settings}".strip()
 
 
 def evaluate(
     restorer: Restorer,
-    files: Sequence[Path],
+    samples: Sequence[Sample],
     protocol: Protocol,
     settings: Mapping[str, float],
-    report: Callable[[int], None] = lambda done: None,
+    report: Callable[[Outcome], None] = lambda outcome: None,
+    more: Mapping[str, Metric] | None = None,
 ) -> Report:
-    """Degrade, restore and score every image.
+    """Degrade where needed, restore and score every image.
 
     Args:
-        restorer: degraded (H, W, 3), floats -> restored (H, W, 3), floats; clipped and rounded here.
-        files: clean images.
+        restorer: degraded (H, W, C), floats -> restored (H, W, C), floats; clipped and rounded here.
+        samples: what to restore.
         protocol: how to degrade and to score.
         settings: of the protocol.
-        report: called with the number of images done.
+        report: called with every image that is done.
+        more: metrics beyond those of the protocol.
+
+    Raises:
+        ImageError: an image cannot be measured by this protocol; the message names it.
     """
     figures: dict[str, list[float]] = {}
-    degraded_figures: dict[str, list[float]] = {}
-    digest = hashlib.sha256()
-    for done, path in enumerate(files, start=1):
-        clean = read_levels(path)
-        digest.update(path.name.encode() + clean.tobytes())
-        degraded = protocol.degrade(clean, settings)
-        restored = to_levels(restorer(degraded))
-        for store, levels in ((figures, restored), (degraded_figures, to_levels(degraded))):
-            for metric, value in protocol.score(clean, levels).items():
+    before: dict[str, list[float]] = {}
+    seconds: list[float] = []
+    for sample in samples:
+        try:
+            outcome = _outcome(restorer, sample, protocol, settings, more)
+        except ImageError as error:
+            raise ImageError(f"{sample.name}: {error.message}", error.hint) from error
+        for store, values in ((figures, outcome.figures), (before, outcome.before)):
+            for metric, value in values.items():
                 store.setdefault(metric, []).append(value)
-        report(done)
+        seconds.append(outcome.seconds)
+        report(outcome)
     return Report(
         protocol.name,
         settings,
-        tuple(path.name for path in files),
+        tuple(sample.name for sample in samples),
         {metric: tuple(values) for metric, values in figures.items()},
-        {metric: tuple(values) for metric, values in degraded_figures.items()},
-        digest.hexdigest(),
+        {metric: tuple(values) for metric, values in before.items() if len(values) == len(samples)},
+        tuple(seconds),
+        fingerprint(samples),
     )
 
 
-def clean_images(folder: Path) -> list[Path]:
-    """Return the images of a folder in the order of their names.
+def _outcome(
+    restorer: Restorer,
+    sample: Sample,
+    protocol: Protocol,
+    settings: Mapping[str, float],
+    more: Mapping[str, Metric] | None,
+) -> Outcome:
+    given = read(sample.degraded) if sample.degraded and not protocol.ignores_pairs else None
+    clean, degraded = protocol.pair(read(sample.clean), given, settings)
+    started = time.perf_counter()
+    restored = restorer(degraded)
+    seconds = time.perf_counter() - started
+    restored = restored.reshape(*restored.shape[:2], -1)
+    try:
+        figures = protocol.score(clean, restored, settings, more)
+        same = degraded.shape == clean.shape
+        before = protocol.score(clean, degraded, settings, more) if same else {}
+    except ValueError as error:
+        raise ImageError(str(error), "leave the image out") from error
+    return Outcome(sample, clean, degraded, restored, figures, before, seconds)
 
-    Raises:
-        ImageError: the folder is missing or holds none.
-    """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not files:
-        problem = "holds no images" if folder.is_dir() else "is no folder"
-        raise ImageError(f"{folder} {problem}", "give a folder of clean images with --data")
-    return files
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Return a hash of the names and contents of all files of a dataset, whatever folder it lies in."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.name.encode())
+        for path in (sample.clean, sample.degraded):
+            if path is not None:
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
-def read_levels(path: Path) -> Levels:
-    """Return an image file as 8-bit RGB levels (H, W, 3)."""
-    pixels = Image.of(path).pixels.expand(3, -1, -1).permute(1, 2, 0).numpy()
-    return to_levels(pixels)
+def read(path: Path) -> Floats:
+    """Return an image file as floats (H, W, 3), in its own depth; alpha is left out, gray is repeated."""
+    pixels: Floats = Image.of(path).pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    return pixels
 
 
 def _mean(values: Sequence[float]) -> float:
