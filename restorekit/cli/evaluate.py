@@ -26,7 +26,7 @@ from restorekit.cli.output import (
 )
 from restorekit.config import PipelineSpec, one_step, split_setting
 from restorekit.errors import ConfigError, ImageError
-from restorekit.files import replacing
+from restorekit.files import ensure_writable, replacing
 
 if TYPE_CHECKING:
     from restorekit.datasets import Dataset
@@ -104,6 +104,9 @@ def evaluate(
             f"{len(found.unpaired)} files have no partner, the first is {found.unpaired[0]}",
             "remove them, or name the two folders with --layout",
         )
+    for path in (csv_file, html_file):
+        if path:
+            ensure_writable(path.parent)
     note(str(found))
     samples = found.samples[:limit]
 
