@@ -66,8 +66,8 @@ WEIGHTS = (
         "1QwQUVbk6YVOJViCsOKYNykCsdJSVGRtb",
         {"width": 96, "width_step": 48, "third_step": 32},
         (
-            Figure("GoPro", "gopro-rgb", 32.66, 0.959, _QUOTED),
-            Figure("HIDE", "gopro-rgb", 30.96, 0.939, _QUOTED),
+            Figure("GoPro", "gopro-rgb, ssim_3d", 32.66, 0.959, _QUOTED),
+            Figure("HIDE", "gopro-rgb, ssim_3d", 30.96, 0.939, _QUOTED),
             Figure("RealBlur-R", "realblur-aligned", 35.99, 0.952, _PAPER),
             Figure("RealBlur-J", "realblur-aligned", 28.70, 0.873, _PAPER),
         ),
@@ -81,7 +81,7 @@ WEIGHTS = (
         "1LODPt9kYmxwU98g96UrRA0_Eh5HYcsRw",
         {"width": 80, "width_step": 48, "third_step": 32},
         (
-            Figure("SIDD", "sidd-rgb", 39.71, 0.958, _PAPER),
+            Figure("SIDD", "sidd-rgb, ssim_3d", 39.71, 0.958, _PAPER),
             Figure("DND", "dnd-server", 39.80, 0.954, _QUOTED),
         ),
         parameters=15_741_025,

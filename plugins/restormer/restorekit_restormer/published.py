@@ -139,11 +139,9 @@ WEIGHTS = (
         "GoPro training set",
         _WITH_BIAS,
         (
-            *_figures("gopro-rgb", _PAPER, GoPro=(32.92, 0.961), HIDE=(31.22, 0.942)),
+            *_figures("gopro-rgb, ssim_3d", _PAPER, GoPro=(32.92, 0.961), HIDE=(31.22, 0.942)),
             *_figures("realblur-aligned", _PAPER, RealBlur_R=(36.19, 0.957), RealBlur_J=(28.96, 0.879)),
-            *_figures(
-                "gopro-rgb, SSIM per channel", _MMAGIC, GoPro=(32.9295, 0.9496), HIDE=(31.2289, 0.9345)
-            ),
+            *_figures("gopro-rgb", _MMAGIC, GoPro=(32.9295, 0.9496), HIDE=(31.2289, 0.9345)),
         ),
     ),
     _published(
@@ -195,9 +193,9 @@ WEIGHTS = (
         "SIDD training set",
         _BIAS_FREE,
         (
-            *_figures("sidd-rgb", _PAPER, SIDD=(40.02, 0.960)),
+            *_figures("sidd-rgb, ssim_3d", _PAPER, SIDD=(40.02, 0.960)),
             *_figures("dnd-server", _PAPER, DND=(40.03, 0.956)),
-            *_figures("sidd-rgb, SSIM per channel", _MMAGIC, SIDD=(40.0156, 0.9225)),
+            *_figures("sidd-rgb", _MMAGIC, SIDD=(40.0156, 0.9225)),
         ),
         urls=(f"{_DRIVE}1FF_4NTboTWQ7sHCq4xhyLZsSl0U0JfjH",),
     ),
