@@ -35,8 +35,8 @@ class Figure:
 
     Attributes:
         dataset: on which images.
-        protocol: id of the evaluation protocol, which fixes colour space, rounding and crop; after a comma the
-            metric that ``ssim`` is, where it is another than the protocol's ``ssim``.
+        protocol: id of the evaluation protocol, which fixes colour space, rounding and crop; after a comma
+            the metric that ``ssim`` is, where it is another than the protocol's ``ssim``.
         psnr: in dB.
         ssim: None where it was not published.
         source: where it was read; "recalled" means that it was not read from the publication itself.

@@ -60,7 +60,7 @@ def _published(
         size=4 * parameters,
         parameters=parameters,
         memory_per_pixel=memory,
-        figures=(Figure(dataset, f"{dataset.lower()}-rgb", psnr, ssim, _README),),
+        figures=(Figure(dataset, f"{dataset.lower()}-rgb, ssim_3d", psnr, ssim, _README),),
     )
 
 
