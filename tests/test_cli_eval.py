@@ -13,7 +13,14 @@ from restorekit.evaluation import learned
 from restorekit.evaluation.page import Page, error_map
 from restorekit.evaluation.run import Outcome
 
-FACTS = {"pipeline": "p", "protocol": "q", "per_image": [{"psnr": 1}], "psnr": 1, "degraded": {}}
+FACTS = {
+    "pipeline": "p",
+    "protocol": "q",
+    "settings": {"sigma": 9},
+    "per_image": [{"psnr": 1}],
+    "psnr": 1,
+    "degraded": {},
+}
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def test_names_in_the_page_are_escaped():
     page = Page(1)
     page.add(Outcome(Sample("<script>x", Path("x")), black, black, black, {"psnr": 1.0}, {}, 0.1))
     text = page.render({**FACTS, "pipeline": "<b>"})
-    assert "<script>x" not in text and "&lt;script&gt;x" in text and "<title>&lt;b&gt;" in text
+    assert "<script>x" not in text and "&lt;script&gt;x" in text and "<title>&lt;b&gt;, q sigma=9" in text
 
 
 def test_error_map_is_black_without_error_and_brightest_at_the_limit():

@@ -65,7 +65,7 @@ class Page:
         template = parts.joinpath("page.html").read_text(encoding="utf-8")
         shown = [card.markup for card in sorted(self._cards, reverse=True)]
         replaced = {
-            "TITLE": html.escape(f"{facts['pipeline']}, {facts['protocol']}"),
+            "TITLE": html.escape(_title(facts)),
             "FIGURES": _figures(facts),
             "FACTS": _facts(facts),
             "IMAGES": "\n".join(shown),
@@ -123,6 +123,11 @@ def _data_uri(levels: Levels, size: tuple[int, int]) -> str:
     file = io.BytesIO()
     picture.save(file, "WEBP", quality=92, method=2)
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    settings = "".join(f" {name}={value:g}" for name, value in facts["settings"].items())
+    return f"{facts['pipeline']}, {facts['protocol']}{settings}"
 
 
 def _figures(facts: Mapping[str, Any]) -> str:
