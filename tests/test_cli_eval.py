@@ -83,9 +83,7 @@ def test_page_shows_the_worst_first():
     for name, figure in {"good": 40.0, "bad": 10.0, "fair": 20.0}.items():
         sample = Sample(name, Path(name))
         page.add(Outcome(sample, black, black, black, {"psnr": figure}, {}, 0.1))
-    text = page.render(
-        {"pipeline": "p", "protocol": "q", "per_image": [{"psnr": 1}], "psnr": 1, "degraded": {}}
-    )
+    text = page.render(FACTS)
     assert text.index("bad") < text.index("fair") and "good" not in text
 
 
