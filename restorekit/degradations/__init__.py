@@ -1,13 +1,13 @@
 """Clean image to degraded image: seeded, documented, on tensors. Used by training, evaluation and tests.
 
 Every degradation is a function ``name(clean, generator, *, parameters)``: its signature is its schema, its
-docstring its formula and source. Images are RGB or gray float tensors (C, H, W) or batches (B, C, H, W), clean
-in [0, 1]; device, dtype and shape are kept, but for the size where it says so. ``sigma`` is always the standard
-deviation of noise in 8-bit levels (0 to 255).
+docstring its formula and source. Images are RGB or gray float tensors (C, H, W) or batches (B, C, H, W),
+clean in [0, 1]; device, dtype and shape are kept, but for the size where it says so. ``sigma`` is always the
+standard deviation of noise in 8-bit levels (0 to 255).
 
-Random numbers come from a generator on the CPU and are then moved, so that a seed gives the same picture on every
-device. A batch takes its images one after the other from that generator: it equals the stack of its images
-degraded alone, in order.
+Random numbers come from a generator on the CPU and are then moved, so that a seed gives the same picture on
+every device. A batch takes its images one after the other from that generator: it equals the stack of its
+images degraded alone, in order.
 
 Names are imported on first use, because ``spec`` and ``catalogue`` are read by commands that need no torch.
 Nothing here reads files or knows of training.

@@ -38,8 +38,8 @@ def haze(
 def depth_field(image: Tensor, generator: torch.Generator) -> Tensor:
     """Return a plausible depth (H, W) in [0, 1]: ground that runs to a horizon, with smooth hills before it.
 
-    Below the horizon depth grows as on a plane, by 1 / (height under the horizon); above it everything is far.
-    The horizon stands at a random height in the upper half and may lean a little.
+    Below the horizon depth grows as on a plane, by 1 / (height under the horizon); above it everything is
+    far. The horizon stands at a random height in the upper half and may lean a little.
 
     Args:
         image: gives height, width, device and dtype; its content is not looked at.
@@ -50,15 +50,13 @@ def depth_field(image: Tensor, generator: torch.Generator) -> Tensor:
     y = torch.linspace(0, 1, height)[:, None]
     x = torch.linspace(-0.5, 0.5, width)[None]
     below = (y - (0.1 + 0.3 * horizon) - 0.12 * (lean - 0.5) * x).clamp(min=0)
-    plane = (0.06 + 0.1 * near) / (0.06 + 0.1 * near + below)
+    plane: Tensor = (0.06 + 0.1 * near) / (0.06 + 0.1 * near + below)
     hills = smooth_noise(image.float(), generator, cells=3, octaves=4)
-    return ((plane.to(hills.device) + 0.12 * hills).clamp(0, 1)).to(image)
+    return (plane.to(hills.device) + 0.12 * hills).clamp(0, 1).to(image)
 
 
-def veil(
-    image: Tensor, generator: torch.Generator, *, strength: float, brightness: float
-) -> Tensor:
-    """(C, H, W) -> (C, H, W), seen through falling water or snow: at the horizon ``strength`` of it is air."""
+def veil(image: Tensor, generator: torch.Generator, *, strength: float, brightness: float) -> Tensor:
+    """(C, H, W) -> (C, H, W) behind falling water or snow: at the horizon ``strength`` of it is air."""
     if strength <= 0:
         return image
     share = strength * (0.35 + 0.65 * depth_field(image, generator))

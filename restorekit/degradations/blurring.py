@@ -92,7 +92,7 @@ def defocus_blur(
 def disc_kernel(radius: float) -> Tensor:
     """Return a disc that sums to one."""
     y, x = offsets(math.ceil(radius))
-    disc = (radius + 0.5 - (x**2 + y**2).sqrt()).clamp(0, 1)
+    disc: Tensor = (radius + 0.5 - (x**2 + y**2).sqrt()).clamp(0, 1)
     return disc / disc.sum()
 
 
@@ -113,11 +113,13 @@ def _path(shake: float, generator: torch.Generator) -> Tensor:
     jerks = torch.rand(_INSTANTS, generator=generator) < 6 * shake / _INSTANTS
     jolts = torch.randn(_INSTANTS, generator=generator)
     speeds = torch.randn(_INSTANTS, generator=generator)
-    # The direction walks at random; a jerk turns it at once, mostly back, as a hand corrects itself.
+    # The direction walks at random; a jerk turns it at once.
     steady = (2.5 * shake / _INSTANTS**0.5) * turns
-    headings = heading + (steady + jerks * shake * (math.pi * 0.6 + jolts)).cumsum(0)
+    headings = heading + (steady + jerks * shake * math.pi * jolts).cumsum(0)
     speed = (0.8 * shake * speeds.cumsum(0) / _INSTANTS**0.5).exp()
-    return (torch.stack([headings.cos(), -headings.sin()], dim=1) * speed[:, None]).cumsum(0)
+    velocity = torch.stack([headings.cos(), -headings.sin()], dim=1) * speed[:, None]
+    path: Tensor = velocity.cumsum(0)
+    return path
 
 
 def _blur_light(clean: Tensor, kernel: Tensor, linear: bool) -> Tensor:

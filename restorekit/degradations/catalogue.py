@@ -99,11 +99,11 @@ KINDS: Mapping[str, Kind] = {
         "camera noise: photons that arrive at random, and the sensor's reading",
         "Foi et al., Practical Poissonian-Gaussian noise modeling, TIP 2008, eq. 1-3",
         {
-            "photons": Parameter(300.0, "counted at white", 1, 1e9),
+            "photons": Parameter(150.0, "counted at white", 1, 1e9),
             "sigma": Parameter(3.0, "standard deviation of the reading, 8-bit levels", 0, 255),
             "linear": _LINEAR,
         },
-        _strengths(photons=(1000, 300, 60), sigma=(1, 3, 6)),
+        _strengths(photons=(400, 150, 40), sigma=(1.5, 3, 6)),
     ),
     "jpeg": Kind(
         "JPEG compression by libjpeg",
@@ -156,32 +156,32 @@ KINDS: Mapping[str, Kind] = {
         "rain streaks at several distances, and mist",
         "Yang et al., CVPR 2017, eq. 4; Li et al., RESCAN, ECCV 2018; Garg and Nayar, IJCV 2007",
         {
-            "streaks": Parameter(6000.0, "a megapixel", 0, 1e6),
-            "length": Parameter(22.0, "of the sharp streaks, pixels", 1, 500),
+            "streaks": Parameter(10000.0, "a megapixel", 0, 1e6),
+            "length": Parameter(25.0, "of the sharp streaks, pixels", 1, 500),
             "width": Parameter(1.3, "of the sharp streaks, pixels", 0.1, 50),
             "slant": Parameter(12.0, "degrees from the vertical, positive falls to the left", -90, 90),
-            "opacity": Parameter(0.5, "of the strongest streaks", 0, 1),
+            "opacity": Parameter(0.75, "of the strongest streaks", 0, 1),
             "mist": _MIST,
             "brightness": Parameter(0.85, "value of streaks and mist", 0, 1),
         },
         _strengths(
-            streaks=(3500, 6000, 12000),
-            length=([12, 18], [18, 26], [26, 40]),
+            streaks=(6000, 10000, 16000),
+            length=([14, 20], [20, 30], [30, 45]),
             slant=([-20, 20], [-25, 25], [-30, 30]),
-            opacity=(0.4, 0.55, 0.7),
-            mist=(0.05, 0.15, 0.4),
+            opacity=(0.6, 0.75, 0.9),
+            mist=(0.05, 0.15, 0.35),
         ),
     ),
     "raindrops": Kind(
         "drops on a pane before the lens, each showing the scene upside down",
         "Qian et al., CVPR 2018, eq. 1; You et al., TPAMI 2016, section 3",
         {
-            "drops": Parameter(400.0, "a megapixel", 0, 1e5),
-            "size": Parameter(11.0, "typical radius, pixels", 1, 500),
-            "refraction": Parameter(5.0, "radius of the scene that a drop shows, in its own radii", 0, 50),
-            "softness": Parameter(1.5, "width of a drop's edge, pixels", 0, 50),
+            "drops": Parameter(600.0, "a megapixel", 0, 1e5),
+            "size": Parameter(7.0, "typical radius, pixels", 1, 500),
+            "refraction": Parameter(4.0, "radius of the scene that a drop shows, in its own radii", 0, 50),
+            "softness": Parameter(2.0, "width of a drop's edge, pixels", 0, 50),
         },
-        _strengths(drops=(250, 500, 900), size=(8, 11, 15)),
+        _strengths(drops=(300, 600, 900), size=(5.0, 7.0, 10.0), softness=(1.5, 2.0, 3.0)),
     ),
     "snow": Kind(
         "snow flakes of several sizes, and mist",
@@ -215,13 +215,13 @@ KINDS: Mapping[str, Kind] = {
         "too little light, with the sensor's noise",
         "Lv et al., MBLLEN, BMVC 2018, section 4.1; noise as poisson_gaussian",
         {
-            "gamma": Parameter(2.5, "above 1 darkens shadows the most", 0.1, 10),
-            "gain": Parameter(0.75, "value that white is left with", 0, 1),
-            "photons": Parameter(1500.0, "counted at white", 1, 1e9),
-            "sigma": Parameter(1.0, "standard deviation of the reading, 8-bit levels of light", 0, 255),
+            "gamma": Parameter(2.0, "above 1 darkens shadows the most", 0.1, 10),
+            "gain": Parameter(0.55, "value that white is left with", 0, 1),
+            "photons": Parameter(400.0, "counted at white", 1, 1e9),
+            "sigma": Parameter(0.2, "standard deviation of the reading, 8-bit levels of light", 0, 255),
         },
         _strengths(
-            gamma=(1.8, 2.5, 3.5), gain=(0.85, 0.75, 0.6), photons=(3000, 1500, 600), sigma=(0.2, 0.4, 0.6)
+            gamma=(1.5, 2.0, 2.6), gain=(0.75, 0.55, 0.4), photons=(1000, 400, 150), sigma=(0.1, 0.2, 0.4)
         ),
     ),
     "downscale": Kind(

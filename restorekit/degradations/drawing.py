@@ -8,27 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-P = ParamSpec("P")
-Degradation = Callable[Concatenate[Tensor, torch.Generator, P], Tensor]
+DegradationT = TypeVar("DegradationT", bound=Callable[..., Tensor])
 
 
-def per_image(degrade: Degradation[P]) -> Degradation[P]:
+def per_image(degrade: DegradationT) -> DegradationT:
     """Lift a degradation of one image (C, H, W) to batches, and to half precision by way of float32."""
 
     @wraps(degrade)
-    def lifted(clean: Tensor, generator: torch.Generator, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def lifted(clean: Tensor, generator: torch.Generator, **parameters: Any) -> Tensor:
         image = clean if clean.dtype in (torch.float32, torch.float64) else clean.float()
         if image.ndim == 3:
-            return degrade(image, generator, *args, **kwargs).to(clean.dtype)
-        return torch.stack([degrade(each, generator, *args, **kwargs) for each in image]).to(clean.dtype)
+            return degrade(image, generator, **parameters).to(clean.dtype)
+        return torch.stack([degrade(each, generator, **parameters) for each in image]).to(clean.dtype)
 
-    return lifted
+    return cast(DegradationT, lifted)
 
 
 def normal(image: Tensor, generator: torch.Generator) -> Tensor:
@@ -82,8 +81,8 @@ def splat(rows: Tensor, columns: Tensor, weights: Tensor, height: int, width: in
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     """(C, H, W) -> (C, H, W), convolved with a kernel of odd sides; beyond its edges the image is mirrored.
 
-    The edge pixel itself is repeated by the mirror, so that kernels may be larger than the image, and symmetric
-    kernels keep the mean exactly. Taken by FFT: the size of the kernel costs nothing.
+    The edge pixel itself is repeated by the mirror, so that kernels may be larger than the image, and
+    symmetric kernels keep the mean exactly. Taken by FFT: the size of the kernel costs nothing.
     """
     (height, width), (tall, wide) = image.shape[-2:], kernel.shape
     rows, columns = (
@@ -92,7 +91,8 @@ def convolve(image: Tensor, kernel: Tensor) -> Tensor:
     padded = image[..., rows[:, None], columns]
     size = [_fast(side) for side in padded.shape[-2:]]
     spectrum = torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel.to(image), size)
-    return torch.fft.irfft2(spectrum, size)[..., tall - 1 : tall - 1 + height, wide - 1 : wide - 1 + width]
+    convolved: Tensor = torch.fft.irfft2(spectrum, size)
+    return convolved[..., tall - 1 : tall - 1 + height, wide - 1 : wide - 1 + width].contiguous()
 
 
 def _mirrored(length: int, margin: int, device: torch.device) -> Tensor:

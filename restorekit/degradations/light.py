@@ -27,10 +27,10 @@ def low_light(
     clean: Tensor,
     generator: torch.Generator,
     *,
-    gamma: float = 2.5,
-    gain: float = 0.75,
-    photons: float = 1500.0,
-    sigma: float = 1.0,
+    gamma: float = 2.0,
+    gain: float = 0.55,
+    photons: float = 400.0,
+    sigma: float = 0.2,
 ) -> Tensor:
     """Darken, then add a sensor's noise to what light is left. Not clipped: values may leave [0, 1].
 

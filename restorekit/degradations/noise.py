@@ -35,23 +35,24 @@ def poisson_gaussian(
     clean: Tensor,
     generator: torch.Generator,
     *,
-    photons: float = 300.0,
+    photons: float = 150.0,
     sigma: float = 3.0,
     linear: bool = True,
 ) -> Tensor:
     """Add the noise of a sensor: photons that arrive at random, and its reading. Not clipped.
 
     y = x + sqrt(x / photons + (sigma / 255)^2) n, n ~ N(0, 1): the variance is linear in the signal. This is
-    the heteroscedastic normal form of Poisson-Gaussian noise, Foi et al., "Practical Poissonian-Gaussian noise
-    modeling and fitting for single-image raw-data" (TIP 2008, eq. 1 to 3), a = 1 / photons, b = (sigma / 255)^2.
+    the heteroscedastic normal form of Poisson-Gaussian noise, Foi et al., "Practical Poissonian-Gaussian
+    noise modeling and fitting for single-image raw-data" (TIP 2008, eq. 1 to 3), a = 1 / photons, b = (sigma
+    / 255)^2.
 
     Args:
         clean: (C, H, W) or (B, C, H, W).
         generator: on the CPU.
         photons: counted at white.
         sigma: standard deviation of the reading, in 8-bit levels of ``x``.
-        linear: x is light, as on a sensor: sRGB is decoded first and encoded again afterwards. Otherwise x are
-            the values themselves.
+        linear: x is light, as on a sensor: sRGB is decoded first and encoded again afterwards. Otherwise x
+            are the values themselves.
     """
     signal = to_light(clean) if linear else clean
     noisy = signal + (signal.clamp(min=0) / photons + (sigma / 255) ** 2).sqrt() * normal(clean, generator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,10 +17,10 @@ def raindrops(
     clean: Tensor,
     generator: torch.Generator,
     *,
-    drops: float = 400.0,
-    size: float = 11.0,
-    refraction: float = 5.0,
-    softness: float = 1.5,
+    drops: float = 600.0,
+    size: float = 7.0,
+    refraction: float = 4.0,
+    softness: float = 2.0,
 ) -> Tensor:
     """Put drops on a pane before the scene: y = (1 - M) x + R, M the drops' coverage, R what they show.
 
@@ -42,7 +43,7 @@ def raindrops(
     row = uniform(-margin, height + margin, count, generator)
     column = uniform(-margin, width + margin, count, generator)
     spread = torch.randn(count, generator=generator)
-    radius = size * (0.45 * spread).clamp(-1.1, 1.1).exp()
+    radius = size * (0.6 * spread).clamp(-1.4, 1.2).exp()
     tall = uniform(0.95, 1.3, count, generator)
     waves = torch.randn(count, 3, generator=generator) * torch.tensor([0.07, 0.045, 0.025])
     phases = uniform(0, 2 * math.pi, count * 3, generator).view(count, 3)
@@ -51,7 +52,7 @@ def raindrops(
     scene = convolve(clean, gaussian_kernel(blur, blur, 0))
     result = clean.clone()
     for index in radius.argsort().tolist():
-        shape = _Drop(
+        drop = _Drop(
             float(row[index]),
             float(column[index]),
             float(radius[index]),
@@ -59,24 +60,20 @@ def raindrops(
             tuple(waves[index].tolist()),
             tuple(phases[index].tolist()),
         )
-        shape.put(result, scene, refraction, softness)
+        drop.put(result, scene, refraction, softness)
     return result
 
 
+@dataclass(frozen=True)
 class _Drop:
     """One drop: where it is, its radius, how much taller than wide, and the waves of its outline."""
 
-    def __init__(
-        self,
-        row: float,
-        column: float,
-        radius: float,
-        tall: float,
-        waves: tuple[float, ...],
-        phases: tuple[float, ...],
-    ) -> None:
-        self.row, self.column, self.radius, self.tall = row, column, radius, tall
-        self.waves, self.phases = waves, phases
+    row: float
+    column: float
+    radius: float
+    tall: float
+    waves: tuple[float, ...]
+    phases: tuple[float, ...]
 
     def put(self, image: Tensor, scene: Tensor, refraction: float, softness: float) -> None:
         """Lay the drop over its part of the image, showing a part of the scene."""
@@ -95,14 +92,16 @@ class _Drop:
             for order, (wave, phase) in enumerate(zip(self.waves, self.phases, strict=True))
         )
         away = (u**2 + v**2).sqrt() / outline
-        cover = torch.sigmoid((1 - away) * self.radius / max(softness, 0.2) * 2.5)
+        cover = torch.sigmoid((0.95 - away) * self.radius / max(softness, 0.2) * 2.5)
         # Upside down; the bend grows towards the rim as on a sphere.
-        bend = refraction * self.radius * torch.asin((0.95 * away).clamp(max=0.95)) / away.clamp(min=1e-3) / 1.25
+        bend = (
+            refraction * self.radius * torch.asin((0.95 * away).clamp(max=0.95)) / away.clamp(min=1e-3) / 1.25
+        )
         y, x = self.row - v * bend, self.column - u * bend
         grid = torch.stack([2 * (x + 0.5) / width - 1, 2 * (y + 0.5) / height - 1], dim=-1)
         view = grid_sample(scene[None], grid[None], padding_mode="reflection", align_corners=False)[0]
-        shade = 1.05 - 0.6 * away.clamp(max=1.2) ** 5 + 0.12 * v.clamp(-1, 1)
-        glint = 0.55 * torch.exp(-((u + 0.35) ** 2 + (v + 0.45) ** 2) / 0.018)
+        shade = 1.1 - 0.4 * away.clamp(max=1.2) ** 4 + 0.2 * v.clamp(-1, 1)
+        glint = 0.5 * torch.exp(-((u + 0.35) ** 2 + (v + 0.45) ** 2) / 0.03)
         shown = (view * shade.clamp(min=0.15)).clamp(max=1)
         shown = shown + (1 - shown) * glint
         part = image[:, top:bottom, left:right]

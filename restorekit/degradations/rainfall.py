@@ -27,7 +27,7 @@ _DISTANCES = (
     _Distance(0.42, 0.4, 0.6, 0.55),
     _Distance(0.32, 0.7, 0.8, 0.8),
     _Distance(0.20, 1.0, 1.0, 1.0),
-    _Distance(0.06, 1.7, 2.4, 0.5),
+    _Distance(0.06, 1.7, 2.2, 0.45),
 )
 
 
@@ -36,20 +36,21 @@ def rain(
     clean: Tensor,
     generator: torch.Generator,
     *,
-    streaks: float = 6000.0,
-    length: float = 22.0,
+    streaks: float = 10000.0,
+    length: float = 25.0,
     width: float = 1.3,
     slant: float = 12.0,
-    opacity: float = 0.5,
+    opacity: float = 0.75,
     mist: float = 0.15,
     brightness: float = 0.85,
 ) -> Tensor:
     """Lay rain over the image: y = b (1 - S) + brightness S, b the image behind mist, S the streaks.
 
-    S adds up layers of streaks from far to near, as in Yang et al., "Deep joint rain detection and removal from
-    a single image" (CVPR 2017, eq. 4, whose global atmospheric light is the mist here) and Li et al., "RESCAN"
-    (ECCV 2018, eq. 2). The streaks are laid over, not added: rain before a white sky is hardly seen (Garg and
-    Nayar, "Vision and rain", IJCV 2007). Values stay between those of the image and ``brightness``.
+    S adds up layers of streaks from far to near, as in Yang et al., "Deep joint rain detection and removal
+    from a single image" (CVPR 2017, eq. 4, whose global atmospheric light is the mist here) and Li et al.,
+    "RESCAN" (ECCV 2018, eq. 2). The streaks are laid over, not added: rain before a white sky is hardly seen
+    (Garg and Nayar, "Vision and rain", IJCV 2007). Values stay between those of the image and
+    ``brightness``.
 
     Args:
         clean: (C, H, W) or (B, C, H, W).
@@ -102,7 +103,7 @@ def _lines(
     long = length * uniform(0.4, 1.6, count, generator)
     angle = torch.deg2rad(slant + 1.5 * torch.randn(count, generator=generator))
     # Most streaks are faint.
-    strong = opacity * (0.15 + 0.85 * uniform(0, 1, count, generator) ** 1.5)
+    strong = opacity * (0.2 + 0.8 * uniform(0, 1, count, generator) ** 1.5)
     points = 2 * math.ceil(1.6 * length) + 1
     along = torch.linspace(-0.5, 0.5, points)
     taper = (math.pi * along).cos().clamp(min=0) ** 0.7

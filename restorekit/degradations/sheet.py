@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from restorekit.config import check
-from restorekit.degradations.catalogue import STRENGTHS
+from restorekit.degradations.catalogue import KINDS, STRENGTHS
 from restorekit.degradations.recipe import apply, draw, streams
 from restorekit.degradations.spec import RecipeSpec
 
@@ -24,8 +25,8 @@ INK, FAINT, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)
 def contact_sheet(photo: PIL.Image.Image, names: Sequence[str], seed: int) -> PIL.Image.Image:
     """Return a picture with a row for each name: clean, then the three strengths.
 
-    The photograph is reduced to the width of a panel before it is degraded; a smaller result is enlarged without
-    smoothing, so that its pixels are seen.
+    The photograph is reduced to the width of a panel before it is degraded; a smaller result is enlarged
+    without smoothing, so that its pixels are seen.
 
     Args:
         photo: clean.
@@ -54,16 +55,14 @@ def contact_sheet(photo: PIL.Image.Image, names: Sequence[str], seed: int) -> PI
             degraded = apply(drawn, clean, torch.Generator().manual_seed(drops))
             left = MARGIN + column * (PANEL + MARGIN)
             sheet.paste(_picture(degraded).resize(size, PIL.Image.Resampling.NEAREST), (left, top + LABEL))
-            said = "  ".join(f"{key} {_short(value)}" for key, value in drawn[0].params.items())
-            if len(drawn) > 1:
-                said = ", ".join(each.name for each in drawn)
+            told = KINDS[name].strengths[strength] if name in KINDS else {}
+            said = ", ".join(f"{key} {_short(drawn[0].params[key])}" for key in told)
+            said = said or ", ".join(each.name for each in drawn)
             pen.text((left, top + 6), _fitting(said, thin, PANEL), FAINT, thin)
     return sheet
 
 
 def _tensor(photo: PIL.Image.Image) -> Tensor:
-    import numpy as np
-
     return torch.from_numpy(np.array(photo, dtype=np.float32) / 255).permute(2, 0, 1)
 
 

@@ -22,9 +22,9 @@ def downscale(
 ) -> Tensor:
     """Reduce height and width by a factor; the result is smaller. Draws nothing.
 
-    Bicubic and bilinear widen their kernel by the factor against aliasing, as MATLAB's ``imresize`` does, with
-    which the super-resolution literature makes its images; ``nearest`` does not. Bicubic may leave [0, 1] a
-    little.
+    Bicubic and bilinear widen their kernel by the factor against aliasing, as MATLAB's ``imresize`` does,
+    with which the super-resolution literature makes its images; ``nearest`` does not. Bicubic may leave [0,
+    1] a little.
 
     Args:
         clean: (C, H, W) or (B, C, H, W).

@@ -51,8 +51,8 @@ def snow(
 
     Liu et al., "DesnowNet" (TIP 2018, eq. 1): flakes of several sizes and transparencies; the mist after Chen
     et al., "JSTASR" (ECCV 2020, eq. 4, the veiling effect). Flakes are lumps of blurred discs, moved a little
-    during the exposure; near ones are large, faint and out of focus. Values stay between those of the image and
-    ``brightness``.
+    during the exposure; near ones are large, faint and out of focus. Values stay between those of the image
+    and ``brightness``.
 
     Args:
         clean: (C, H, W) or (B, C, H, W).
@@ -80,9 +80,7 @@ def snow(
     return brightness + (misty - brightness) * through
 
 
-def _points(
-    height: int, width: int, generator: torch.Generator, *, density: float, radius: float
-) -> Tensor:
+def _points(height: int, width: int, generator: torch.Generator, *, density: float, radius: float) -> Tensor:
     """Return the lumps of flakes as points (H, W)."""
     margin = math.ceil(2 * radius)
     count = poisson(density * (height + 2 * margin) * (width + 2 * margin) / 1e6, generator)

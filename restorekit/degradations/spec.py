@@ -10,14 +10,14 @@ A recipe is one degradation, several in a row, or one of several::
           - clean
       - {name: jpeg, quality: [30, 95], subsample: [true, false]}
 
-A number is fixed, a pair of numbers is a range that is drawn from uniformly, ``{log: [low, high]}`` one that is
-drawn from uniformly in its logarithm, a list of words or of true and false is a choice. Parameters that are not
+A number is fixed, a pair of numbers is a range that is drawn from uniformly, ``{log: [low, high]}`` a range
+whose logarithm is drawn uniformly, a list of words or of true and false is a choice. Parameters that are not
 given keep their defaults, or those of a ``strength``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_serializer, model_validator
@@ -34,8 +34,8 @@ _COMMON = ("probability", "weight")
 class RecipeSpec(Spec):
     """One degradation with its parameters beside its name, a chain of them, or one of several.
 
-    In YAML the parameters stand beside the name; here they are ``params``. A composition's name is replaced by
-    what it is made of.
+    In YAML the parameters stand beside the name; here they are ``params``. The name of a composition is
+    replaced by what it is made of.
     """
 
     name: str | None = Field(default=None, description="of a degradation, or of a composition")
@@ -49,30 +49,7 @@ class RecipeSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: object) -> object:
-        if isinstance(value, cls):
-            return value
-        document = {"name": value} if isinstance(value, str) else value
-        if not isinstance(document, Mapping):
-            message = "expected the name of a degradation or a mapping, found {found}"
-            raise _wrong(message, "write, for example: - {name: gaussian, sigma: [0, 50]}", found=repr(value))
-        verbs = [key for key in _VERBS if key in document]
-        if len(verbs) != 1:
-            keys = ", ".join(map(str, document)) or "nothing"
-            close = [near(str(key), _VERBS) for key in document if key not in _VERBS]
-            raise _wrong(
-                "a degradation has exactly one of name, chain and one_of; found {found}",
-                next(filter(None, close), "write, for example: name: gaussian"),
-                found=keys,
-            )
-        if verbs[0] == "name":
-            named = _named(document)
-            return named if "params" in named else cls._read(named)
-        allowed = (verbs[0], *_COMMON, *(("shuffle",) if verbs[0] == "chain" else ()))
-        for key in document:
-            if key not in allowed:
-                hint = near(str(key), allowed) or f"allowed: {', '.join(allowed)}"
-                raise _wrong("unknown key {key}", hint, key=repr(key))
-        return document
+        return value if isinstance(value, cls) else _read(value)
 
     @model_validator(mode="after")
     def _weights_have_a_use(self) -> RecipeSpec:
@@ -97,13 +74,39 @@ class RecipeSpec(Spec):
         return document | given
 
 
+def _read(value: object) -> object:
+    """Return a mapping with the fields of the spec, ``params`` apart."""
+    document = {"name": value} if isinstance(value, str) else value
+    if not isinstance(document, Mapping):
+        message = "expected the name of a degradation or a mapping, found {found}"
+        raise _wrong(message, "write, for example: - {name: gaussian, sigma: [0, 50]}", found=repr(value))
+    verbs = [key for key in _VERBS if key in document]
+    if len(verbs) != 1:
+        keys = ", ".join(map(str, document)) or "nothing"
+        close = [near(str(key), _VERBS) for key in document if key not in _VERBS]
+        raise _wrong(
+            "a degradation has exactly one of name, chain and one_of; found {found}",
+            next(filter(None, close), "write, for example: name: gaussian"),
+            found=keys,
+        )
+    if verbs[0] == "name":
+        named = _named(document)
+        return named if "params" in named else _read(named)
+    allowed = (verbs[0], *_COMMON, *(("shuffle",) if verbs[0] == "chain" else ()))
+    for key in document:
+        if key not in allowed:
+            hint = near(str(key), allowed) or f"allowed: {', '.join(allowed)}"
+            raise _wrong("unknown key {key}", hint, key=repr(key))
+    return document
+
+
 def _wrong(message: str, hint: str, **facts: str) -> PydanticCustomError:
     # config.check adds the whole input to any other type of error.
-    return PydanticCustomError("step", message, {**facts, "hint": hint})  # type: ignore[arg-type]
+    return PydanticCustomError("step", message, {**facts, "hint": hint})
 
 
 def _named(document: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return the document with its parameters, checked, under ``params``, or what a composition stands for."""
+    """Return the document with its checked parameters as ``params``, or what a composition stands for."""
     name, strength = document["name"], document.get("strength", "medium")
     rest = {key: value for key, value in document.items() if key not in ("name", "strength", *_COMMON)}
     common = {key: document[key] for key in _COMMON if key in document}
@@ -129,8 +132,8 @@ def _named(document: Mapping[Any, Any]) -> dict[str, Any]:
     return {"name": name, "params": params, **common}
 
 
-def _listed(known: object) -> str:
-    return f"known: {', '.join(known)}"  # type: ignore[arg-type]
+def _listed(known: Iterable[str]) -> str:
+    return f"known: {', '.join(known)}"
 
 
 def _at(key: str, value: object, message: str, hint: str) -> ValidationError:
@@ -151,14 +154,17 @@ def _value(key: str, value: object, parameter: Parameter) -> object:
             for choice in choices
         ):
             word = choices[0] if choices else ""
-            hint = near(str(word), parameter.words) or f"write, for example: {key}: {_text(parameter.default)}"
+            hint = (
+                near(str(word), parameter.words) or f"write, for example: {key}: {_text(parameter.default)}"
+            )
             raise _at(key, value, f"expected {parameter.expected}, or a list of these; found {value!r}", hint)
         return tuple(choices) if isinstance(value, (list, tuple)) else value
     log = isinstance(value, Mapping) and set(value) == {"log"}
-    inner = value["log"] if log else value  # type: ignore[index]
-    numbers = inner if isinstance(inner, (list, tuple)) else [inner]
+    inner: Any = value["log"] if isinstance(value, Mapping) and log else value
+    is_range = isinstance(inner, (list, tuple))
+    numbers = tuple(inner) if is_range else (inner,)
     example = f"write, for example: {key}: {parameter.default}"
-    if len(numbers) != (2 if log or isinstance(inner, (list, tuple)) else 1):
+    if len(numbers) != (2 if log or is_range else 1):
         raise _at(key, value, f"expected a number, or a range of two; found {value!r}", example)
     for number in numbers:
         whole = isinstance(number, int) or not isinstance(parameter.default, int)
@@ -169,10 +175,8 @@ def _value(key: str, value: object, parameter: Parameter) -> object:
     if numbers[0] > numbers[-1]:
         raise _at(key, value, f"the range {value!r} runs backwards", f"write {key}: {sorted(numbers)}")
     if log and numbers[0] <= 0:
-        raise _at(key, value, f"a range of logarithms begins above 0; found {value!r}", "give a larger low end")
-    if log:
-        return {"log": tuple(numbers)}
-    return tuple(numbers) if isinstance(inner, (list, tuple)) else value
+        raise _at(key, value, f"a range of logarithms begins above 0; found {value!r}", "raise its low end")
+    return {"log": numbers} if log else numbers if is_range else value
 
 
 def _text(value: object) -> str:

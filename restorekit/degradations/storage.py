@@ -26,7 +26,8 @@ def quantisation(clean: Tensor, generator: torch.Generator, *, bits: int = 8) ->
         bits: a sample; 8 is what a file keeps.
     """
     top = 2**bits - 1
-    return (clean.clamp(0, 1) * top).round() / top
+    levels: Tensor = (clean.clamp(0, 1) * top).round() / top
+    return levels
 
 
 def compress_jpeg(image: Tensor, quality: int, *, subsample: bool = True) -> Tensor:
@@ -46,9 +47,7 @@ def compress_jpeg(image: Tensor, quality: int, *, subsample: bool = True) -> Ten
 
 
 @per_image
-def jpeg(
-    clean: Tensor, generator: torch.Generator, *, quality: int = 20, subsample: bool = True
-) -> Tensor:
+def jpeg(clean: Tensor, generator: torch.Generator, *, quality: int = 20, subsample: bool = True) -> Tensor:
     """Compress and decompress by libjpeg (ITU-T T.81), on the CPU; draws nothing.
 
     Args:
