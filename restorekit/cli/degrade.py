@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ import typer
 
 from restorekit.cli.output import AsJson, Device, complain, counting, note, say, say_json
 from restorekit.config import check, read_yaml, split_setting
-from restorekit.errors import ConfigError, OutputError, RestoreKitError
+from restorekit.errors import ConfigError, ImageError, OutputError, RestoreKitError
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,10 @@ def degrade(
     recipe: Annotated[
         Path | None, typer.Option(help="YAML file that composes several, instead of --kind.")
     ] = None,
+    depth: Annotated[
+        Path | None,
+        typer.Option(help="Depth map for haze, white is far: a file, or a folder with one of the same stem."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="With a file's name, decides all that is random.")] = 0,
     recursive: Annotated[
         bool, typer.Option("-r", "--recursive", help="Look into folders within folders.")
@@ -68,6 +73,9 @@ def degrade(
         return
     spec = None if sheet and not kind else _spec(kind, strength, settings or [], recipe)
 
+    if depth and spec and "haze" not in spec.names():
+        raise ConfigError("--depth", "nothing here is haze", "add --kind haze, or leave --depth out")
+
     from restorekit.batch import collect
     from restorekit.files import ensure_writable
 
@@ -90,7 +98,7 @@ def degrade(
     with counting("images", len(jobs)) as done:
         for job in jobs:
             try:
-                records.append(_one(job, spec, seed, quality, where))
+                records.append(_one(job, spec, depth, seed, quality, where))
             except RestoreKitError as error:
                 failed += 1
                 complain(error, str(job.source) if str(job.source) not in error.message else "")
@@ -123,7 +131,9 @@ def _spec(kind: str | None, strength: str | None, settings: list[str], recipe: P
     return check(RecipeSpec, {"name": kind, "strength": strength or "medium", **given}, f"--kind {kind}")
 
 
-def _one(job: Job, spec: RecipeSpec, seed: int, quality: int, device: torch.device) -> dict[str, Any]:
+def _one(
+    job: Job, spec: RecipeSpec, depth: Path | None, seed: int, quality: int, device: torch.device
+) -> dict[str, Any]:
     import torch
 
     from restorekit.degradations.recipe import apply, draw, streams
@@ -133,7 +143,8 @@ def _one(job: Job, spec: RecipeSpec, seed: int, quality: int, device: torch.devi
     random, generator_seed = streams(seed, job.source.name)
     drawn = draw(spec, random)
     generator = torch.Generator().manual_seed(generator_seed)
-    degraded = apply(drawn, clean.pixels.to(device), generator).cpu()
+    distance = Image.of(_beside(depth, job.source)).pixels.mean(0) if depth else None
+    degraded = apply(drawn, clean.pixels.to(device), generator, depth=distance).cpu()
     # Outputs that exist were refused before anything was drawn, or the user asked to replace them.
     clean.replace_pixels(degraded).save(job.target, overwrite=True, quality=quality)
     return {
@@ -143,6 +154,21 @@ def _one(job: Job, spec: RecipeSpec, seed: int, quality: int, device: torch.devi
         "generator_seed": generator_seed,
         "degradations": [asdict(each) for each in drawn],
     }
+
+
+def _beside(depth: Path, source: Path) -> Path:
+    """Return the depth map of an image."""
+    from restorekit.imagefiles import SUFFIXES
+
+    if not depth.is_dir():
+        return depth
+    maps = [
+        path for path in sorted(depth.glob(f"{escape(source.stem)}.*")) if path.suffix.lower() in SUFFIXES
+    ]
+    if not maps:
+        hint = f"name it {source.stem}.png"
+        raise ImageError(f"{depth} holds no depth map for {source.name}", hint)
+    return maps[0]
 
 
 def _told(degradations: list[dict[str, Any]]) -> str:

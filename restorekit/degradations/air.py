@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from restorekit.degradations.drawing import smooth_noise
 
@@ -18,7 +19,7 @@ def haze(
 ) -> Tensor:
     """Veil the image by its depth: y = x t + airlight (1 - t), t = exp(-beta depth).
 
-    Koschmieder's law; Narasimhan and Nayar, "Vision and the atmosphere" (IJCV 2002, section 3).
+    Koschmieder's law; Narasimhan and Nayar, "Vision and the atmosphere" (IJCV 2002).
 
     Args:
         clean: (C, H, W) or (B, C, H, W).
@@ -49,7 +50,8 @@ def depth_field(image: Tensor, generator: torch.Generator) -> Tensor:
     horizon, lean, near = torch.rand(3, generator=generator).tolist()
     y = torch.linspace(0, 1, height)[:, None]
     x = torch.linspace(-0.5, 0.5, width)[None]
-    below = (y - (0.1 + 0.3 * horizon) - 0.12 * (lean - 0.5) * x).clamp(min=0)
+    below = y - (0.1 + 0.3 * horizon) - 0.12 * (lean - 0.5) * x
+    below = 0.05 * softplus(below / 0.05)  # air has no edge at the horizon
     plane: Tensor = (0.06 + 0.1 * near) / (0.06 + 0.1 * near + below)
     hills = smooth_noise(image.float(), generator, cells=3, octaves=4)
     return (plane.to(hills.device) + 0.12 * hills).clamp(0, 1).to(image)

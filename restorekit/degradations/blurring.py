@@ -57,7 +57,7 @@ def motion_blur(
     """Blur along the random path of a hand-held camera.
 
     The path is a random walk of the velocity with inertia and sudden jerks: Boracchi and Foi, "Modeling the
-    performance of image restoration from motion blur" (TIP 2012, section III), as used by Kupyn et al.,
+    performance of image restoration from motion blur" (TIP 2012), as used by Kupyn et al.,
     "DeblurGAN" (CVPR 2018, algorithm 1). Its direction is random too. The kernel is centred, so that nothing
     moves.
 

@@ -154,7 +154,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "rain": Kind(
         "rain streaks at several distances, and mist",
-        "Yang et al., CVPR 2017, eq. 4; Li et al., RESCAN, ECCV 2018; Garg and Nayar, IJCV 2007",
+        "Yang et al., CVPR 2017 (heavy rain model); Li et al., RESCAN, ECCV 2018; Garg and Nayar, IJCV 2007",
         {
             "streaks": Parameter(10000.0, "a megapixel", 0, 1e6),
             "length": Parameter(25.0, "of the sharp streaks, pixels", 1, 500),
@@ -174,7 +174,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "raindrops": Kind(
         "drops on a pane before the lens, each showing the scene upside down",
-        "Qian et al., CVPR 2018, eq. 1; You et al., TPAMI 2016, section 3",
+        "Qian et al., CVPR 2018, eq. 1; You et al., TPAMI 2016",
         {
             "drops": Parameter(600.0, "a megapixel", 0, 1e5),
             "size": Parameter(7.0, "typical radius, pixels", 1, 500),
@@ -213,7 +213,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "low_light": Kind(
         "too little light, with the sensor's noise",
-        "Lv et al., MBLLEN, BMVC 2018, section 4.1; noise as poisson_gaussian",
+        "Lv et al., MBLLEN, BMVC 2018; noise as poisson_gaussian",
         {
             "gamma": Parameter(2.0, "above 1 darkens shadows the most", 0.1, 10),
             "gain": Parameter(0.55, "value that white is left with", 0, 1),
@@ -260,11 +260,11 @@ def _real_world(blur: float, sigma: float, photons: float, factor: float, qualit
     }
 
 
-def _bad_weather(strength: str) -> dict[str, Any]:
+def _bad_weather(strength: str, beta: float) -> dict[str, Any]:
     """Return rain, snow or drops on the lens, perhaps in haze, seen by a camera."""
     return {
         "chain": [
-            {"name": "haze", "strength": strength, "probability": 0.5},
+            {"name": "haze", "beta": beta, "probability": 0.5},
             {
                 "one_of": [
                     {"name": "rain", "strength": strength, "weight": 2},
@@ -299,6 +299,9 @@ COMPOSITIONS: Mapping[str, Composition] = {
     "bad_weather": Composition(
         "rain, snow or drops on the lens, perhaps in haze, with camera noise",
         "the sources of its parts",
-        {strength: _bad_weather(strength) for strength in STRENGTHS},
+        {
+            strength: _bad_weather(strength, beta)
+            for strength, beta in zip(STRENGTHS, (0.4, 0.7, 1.0), strict=True)
+        },
     ),
 }

@@ -34,7 +34,7 @@ def low_light(
 ) -> Tensor:
     """Darken, then add a sensor's noise to what light is left. Not clipped: values may leave [0, 1].
 
-    d = gain x^gamma (Lv et al., "MBLLEN", BMVC 2018, section 4.1: gain 0.5 to 1, gamma 1.5 to 5), then
+    d = gain x^gamma (Lv et al., "MBLLEN", BMVC 2018: gain 0.5 to 1, gamma 1.5 to 5), then
     Poisson-Gaussian noise on the light of d, as ``poisson_gaussian``.
 
     Args:

@@ -27,7 +27,7 @@ def raindrops(
     Qian et al., "Attentive generative adversarial network for raindrop removal" (CVPR 2018, eq. 1). A drop
     shows a wide view of the scene, upside down and compressed towards its rim, which is dark because it bends
     light the most; geometry after You et al., "Adherent raindrop modeling, detection and removal in video"
-    (TPAMI 2016, section 3). Drops differ in size by a log-normal law and are never quite round.
+    (TPAMI 2016). Drops differ in size by a log-normal law and are never quite round.
 
     Args:
         clean: (C, H, W) or (B, C, H, W).

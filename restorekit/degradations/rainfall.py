@@ -47,9 +47,9 @@ def rain(
     """Lay rain over the image: y = b (1 - S) + brightness S, b the image behind mist, S the streaks.
 
     S adds up layers of streaks from far to near, as in Yang et al., "Deep joint rain detection and removal
-    from a single image" (CVPR 2017, eq. 4, whose global atmospheric light is the mist here) and Li et al.,
-    "RESCAN" (ECCV 2018, eq. 2). The streaks are laid over, not added: rain before a white sky is hardly seen
-    (Garg and Nayar, "Vision and rain", IJCV 2007). Values stay between those of the image and
+    from a single image" (CVPR 2017, its model of heavy rain; the accumulated streaks are the mist here) and
+    Li et al., "RESCAN" (ECCV 2018). The streaks are laid over, not added: rain before a white sky is hardly
+    seen (Garg and Nayar, "Vision and rain", IJCV 2007). Values stay between those of the image and
     ``brightness``.
 
     Args:

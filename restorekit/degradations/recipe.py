@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from restorekit.degradations.air import haze
 from restorekit.degradations.blurring import anisotropic_blur, defocus_blur, gaussian_blur, motion_blur
@@ -101,17 +102,29 @@ def _value(given: Any, parameter: Parameter, random: np.random.Generator) -> Val
     return float(given) if isinstance(parameter.default, float) else given
 
 
-def apply(drawn: Sequence[Drawn], clean: Tensor, generator: torch.Generator) -> Tensor:
+def apply(
+    drawn: Sequence[Drawn], clean: Tensor, generator: torch.Generator, *, depth: Tensor | None = None
+) -> Tensor:
     """Degrade an image (C, H, W), or all of a batch alike; the same generator state gives the same image.
 
     Args:
         drawn: done one after the other.
         clean: in [0, 1]; between degradations values may leave it.
         generator: on the CPU.
+        depth: (h, w) in [0, 1] for ``haze``, of any size; by default haze makes one up.
     """
+    image = clean
     for each in drawn:
-        clean = FUNCTIONS[each.name](clean, generator, **each.params)
-    return clean
+        known = {} if depth is None or each.name != "haze" else {"depth": _sized(depth, image)}
+        image = FUNCTIONS[each.name](image, generator, **each.params, **known)
+    return image
+
+
+def _sized(depth: Tensor, image: Tensor) -> Tensor:
+    size = image.shape[-2:]
+    return (
+        interpolate(depth[None, None].float(), size, mode="bilinear")[0, 0] if depth.shape != size else depth
+    )
 
 
 def streams(seed: int, name: str) -> tuple[np.random.Generator, int]:

@@ -16,7 +16,7 @@ from restorekit.degradations.catalogue import KINDS, STRENGTHS
 from restorekit.degradations.recipe import apply, draw, streams
 from restorekit.degradations.spec import RecipeSpec
 
-PANEL = 300  # pixels; width of one picture, shown at its own pixels
+PANEL = 240  # pixels; width of one picture, shown at its own pixels
 MARGIN = 8
 LABEL = 26
 INK, FAINT, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)
@@ -55,9 +55,9 @@ def contact_sheet(photo: PIL.Image.Image, names: Sequence[str], seed: int) -> PI
             degraded = apply(drawn, clean, torch.Generator().manual_seed(drops))
             left = MARGIN + column * (PANEL + MARGIN)
             sheet.paste(_picture(degraded).resize(size, PIL.Image.Resampling.NEAREST), (left, top + LABEL))
-            told = KINDS[name].strengths[strength] if name in KINDS else {}
+            told = KINDS[name].strengths[strength] if name in KINDS else drawn[0].params
             said = ", ".join(f"{key} {_short(drawn[0].params[key])}" for key in told)
-            said = said or ", ".join(each.name for each in drawn)
+            said = said if len(drawn) == 1 else ", ".join(each.name for each in drawn)
             pen.text((left, top + 6), _fitting(said, thin, PANEL), FAINT, thin)
     return sheet
 
@@ -72,7 +72,9 @@ def _picture(image: Tensor) -> PIL.Image.Image:
 
 
 def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _fitting(text: str, font: PIL.ImageFont.ImageFont | PIL.ImageFont.FreeTypeFont, width: int) -> str:

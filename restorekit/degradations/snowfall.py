@@ -50,7 +50,7 @@ def snow(
     """Lay falling snow over the image: y = b (1 - S) + brightness S, b the image behind mist, S the flakes.
 
     Liu et al., "DesnowNet" (TIP 2018, eq. 1): flakes of several sizes and transparencies; the mist after Chen
-    et al., "JSTASR" (ECCV 2020, eq. 4, the veiling effect). Flakes are lumps of blurred discs, moved a little
+    et al., "JSTASR" (ECCV 2020, the veiling effect). Flakes are lumps of blurred discs, moved a little
     during the exposure; near ones are large, faint and out of focus. Values stay between those of the image
     and ``brightness``.
 

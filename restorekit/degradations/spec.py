@@ -59,6 +59,11 @@ class RecipeSpec(Spec):
             raise _wrong("all weights of one_of are 0", "give one a weight above 0")
         return self
 
+    def names(self) -> frozenset[str]:
+        """Return every degradation that may come of it."""
+        inner = (step.names() for step in (*self.chain, *self.one_of))
+        return frozenset(({self.name} if self.name else set()).union(*inner))
+
     @model_serializer
     def _as_read(self) -> dict[str, Any]:
         """Return what YAML would hold."""
