@@ -264,7 +264,9 @@ def test_haze_is_koschmieders_law_with_the_depth_that_is_given():
     clean, depth = picture(2, 3, 8, 9), picture(8, 9, seed=1)
     through = torch.exp(-2 * depth)
     expected = clean * through + 0.9 * (1 - through)
-    torch.testing.assert_close(degradations.haze(clean, seeded(), beta=2.0, airlight=0.9, depth=depth), expected)
+    torch.testing.assert_close(
+        degradations.haze(clean, seeded(), beta=2.0, airlight=0.9, depth=depth), expected
+    )
     each = torch.stack([depth, depth / 2])[:, None]
     hazy = degradations.haze(clean, seeded(), beta=2.0, airlight=0.9, depth=each)
     torch.testing.assert_close(hazy[0], expected[0])
@@ -341,7 +343,9 @@ def test_low_light_is_monotone_and_keeps_black():
 
 def test_low_light_with_fewer_photons_is_noisier():
     flat = torch.full((3, 100, 100), 0.6)
-    noise = [float(degradations.low_light(flat, seeded(), photons=count).std()) for count in (4000.0, 400.0, 40.0)]
+    noise = [
+        float(degradations.low_light(flat, seeded(), photons=count).std()) for count in (4000.0, 400.0, 40.0)
+    ]
     assert noise[0] < noise[1] < noise[2]
 
 

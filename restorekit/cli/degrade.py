@@ -71,8 +71,10 @@ def degrade(
     if listing:
         _list(as_json)
         return
+    if sheet and (recipe or strength or settings or depth):
+        hint = "leave out --recipe, --strength, --set and --depth"
+        raise ConfigError("--sheet", "a sheet shows every degradation, or --kind, in all strengths", hint)
     spec = None if sheet and not kind else _spec(kind, strength, settings or [], recipe)
-
     if depth and spec and "haze" not in spec.names():
         raise ConfigError("--depth", "nothing here is haze", "add --kind haze, or leave --depth out")
 

@@ -156,7 +156,7 @@ KINDS: Mapping[str, Kind] = {
         "rain streaks at several distances, and mist",
         "Yang et al., CVPR 2017 (heavy rain model); Li et al., RESCAN, ECCV 2018; Garg and Nayar, IJCV 2007",
         {
-            "streaks": Parameter(10000.0, "a megapixel", 0, 1e6),
+            "streaks": Parameter(10000.0, "a megapixel", 0, 1e5),
             "length": Parameter(25.0, "of the sharp streaks, pixels", 1, 500),
             "width": Parameter(1.3, "of the sharp streaks, pixels", 0.1, 50),
             "slant": Parameter(12.0, "degrees from the vertical, positive falls to the left", -90, 90),
@@ -187,7 +187,7 @@ KINDS: Mapping[str, Kind] = {
         "snow flakes of several sizes, and mist",
         "Liu et al., DesnowNet, TIP 2018, eq. 1; Chen et al., JSTASR, ECCV 2020",
         {
-            "flakes": Parameter(5000.0, "a megapixel", 0, 1e6),
+            "flakes": Parameter(5000.0, "a megapixel", 0, 1e5),
             "size": Parameter(2.2, "radius of the flakes in focus, pixels", 0.1, 200),
             "fall": Parameter(3.0, "pixels that they move during the exposure", 0, 200),
             "slant": Parameter(20.0, "degrees from the vertical, positive falls to the left", -90, 90),

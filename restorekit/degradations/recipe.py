@@ -134,4 +134,5 @@ def streams(seed: int, name: str) -> tuple[np.random.Generator, int]:
     """
     words = np.frombuffer(hashlib.sha256(name.encode()).digest(), dtype=np.uint32)
     random = np.random.default_rng([seed, *words.tolist()])
-    return random, int(random.integers(2**62))
+    # Whole numbers up to 2^53 survive any reader of JSON.
+    return random, int(random.integers(2**53))

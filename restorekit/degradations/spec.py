@@ -115,7 +115,7 @@ def _named(document: Mapping[Any, Any]) -> dict[str, Any]:
     name, strength = document["name"], document.get("strength", "medium")
     rest = {key: value for key, value in document.items() if key not in ("name", "strength", *_COMMON)}
     common = {key: document[key] for key in _COMMON if key in document}
-    if name not in KINDS and name not in COMPOSITIONS:
+    if not isinstance(name, str) or name not in {**KINDS, **COMPOSITIONS}:
         known = [*KINDS, *COMPOSITIONS]
         raise _at("name", name, f"no degradation called {name!r}", near(str(name), known) or _listed(known))
     if strength not in STRENGTHS:
@@ -123,7 +123,7 @@ def _named(document: Mapping[Any, Any]) -> dict[str, Any]:
         raise _at("strength", strength, f"no strength called {strength!r}", hint)
     if name in COMPOSITIONS:
         for key in rest:
-            hint = "write its recipe out to change it: `restorekit degrade --list` says what it is made of"
+            hint = "write its recipe out to change it: `restorekit degrade --list --json` prints it"
             raise _at(str(key), rest[key], f"{name} is a composition and has no parameters", hint)
         return {**COMPOSITIONS[name].strengths[strength], **common}
     parameters = KINDS[name].parameters
