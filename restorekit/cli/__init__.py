@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from restorekit.cli import bench, describe, doctor, evaluate, new_plugin, restore, train, weights
+from restorekit.cli import bench, degrade, describe, doctor, evaluate, new_plugin, restore, train, weights
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -27,6 +27,7 @@ app.command("info")(describe.info)
 app.command("plan")(describe.plan)
 app.command("schema")(describe.schema)
 app.command("doctor")(doctor.doctor)
+app.command("degrade")(degrade.degrade)
 app.command("eval")(evaluate.evaluate)
 app.command("average")(evaluate.average)
 app.command("protocols")(evaluate.protocols)
