@@ -112,9 +112,41 @@ def test_one_backbone_is_measured_by_its_name(run, pairs, strangers):
     assert code == 0 and "pipeline gain" in out
 
 
+@pytest.mark.parametrize("kind", ["rain", "gaussian/severe"])
+def test_degrading_on_the_fly_gives_the_figures_of_degraded_files(run, pairs, brighter, tmp_path, kind):
+    name, _, strength = kind.partition("/")
+    clean, made = pairs / "target", tmp_path / "made"
+    words = ("-k", name, "--strength", strength or "medium", "--seed", 5)
+    code, _, err = run("degrade", clean, "-o", made / "input", *words)
+    assert code == 0, err
+    clean.rename(made / "target")
+    _, out, _ = run("eval", "--data", made, "-p", brighter, "--json")
+    files = json.loads(out)
+    words = ("--data", made / "target", "--degrade", kind, "--seed", 5)
+    code, out, err = run("eval", *words, "-p", brighter, "--json")
+    facts = json.loads(out)
+    assert code == 0 and facts["protocol"] == files["protocol"] == "paired-rgb", err
+    assert facts["psnr"] == files["psnr"] and facts["degraded"] == files["degraded"]
+    assert facts["degradation"]["name"] == name and facts["seed"] == 5
+
+
+def test_clean_images_are_degraded_by_a_recipe_of_a_file(run, pairs, brighter, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("chain:\n  - {name: gaussian_blur, std: [1, 2]}\n  - {name: jpeg, quality: 40}\n")
+    words = ("--data", pairs / "target", "--protocol", "gopro-rgb", "--degrade", recipe)
+    code, out, err = run("eval", *words, "-p", brighter)
+    assert code == 0 and "protocol gopro-rgb, 3 images" in out, err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--data", "PAIRS/target", "--degrade", "ran"), "no degradation called 'ran'"),
+        (("--data", "PAIRS/target", "--degrade", "rain/wild"), "no strength called 'wild'"),
+        (
+            ("--data", "PAIRS", "--degrade", "rain", "--protocol", "restormer-gaussian-color"),
+            "degrades by itself",
+        ),
         ((), "needs either --data or --dataset"),
         (("--data", "PAIRS", "--dataset", "set5"), "needs either --data or --dataset"),
         (("--data", "PAIRS", "--protocol", "rain"), "no protocol called 'rain'"),

@@ -24,12 +24,13 @@ from restorekit.cli.output import (
     say_json,
     table,
 )
-from restorekit.config import PipelineSpec, one_step, split_setting
+from restorekit.config import PipelineSpec, check, one_step, read_yaml, split_setting
 from restorekit.errors import ConfigError, ImageError
 from restorekit.files import ensure_writable, replacing
 
 if TYPE_CHECKING:
     from restorekit.datasets import Dataset
+    from restorekit.degradations.spec import RecipeSpec
 
 _LIBRARIES = ("restorekit", "torch", "numpy", "pillow")
 
@@ -65,6 +66,13 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", help="Setting of the protocol, or STEP.PARAM=VALUE of the pipeline."),
     ] = None,
+    degradation: Annotated[
+        str | None,
+        typer.Option(
+            "--degrade", help="Degrade clean images by KIND, KIND/STRENGTH or a recipe in a YAML file."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --degrade, with a file's name.")] = 0,
     metrics: Annotated[
         list[str] | None, typer.Option("--metric", help="Measure this too: lpips, dists, pyiqa:NAME ...")
     ] = None,
@@ -86,18 +94,23 @@ def evaluate(
     """Restore the images of a dataset, and print the mean figures with the protocol's name."""
     from restorekit.evaluation.protocols import find_protocol
 
-    found, chosen = _dataset(data, dataset, data_root, layout, protocol)
+    recipe = None if degradation is None else _recipe(degradation)
+    found, chosen = _dataset(data, dataset, data_root, "clean" if recipe else layout, protocol)
+    if recipe and protocol is None and dataset is None:
+        chosen = "paired-rgb"
     law = find_protocol(chosen)
+    if recipe and law.ignores_pairs:
+        raise ConfigError("--degrade", f"protocol {chosen} degrades by itself", "leave one of them out")
     given = settings or []
     numbers = law.with_settings(
         dict(split_setting(text) for text in given if "." not in text.partition("=")[0])
     )
     steps = [text for text in given if "." in text.partition("=")[0]]
     spec = PipelineSpec.load(one_step(model) if model else pipeline, steps)
-    if law.degrade is None and not found.paired:
+    if law.degrade is None and not found.paired and not recipe:
         raise ImageError(
             f"protocol {law.name} needs pairs of degraded and clean images, and {found.folder} holds none",
-            "give a folder with both, as input/ and target/",
+            "give a folder with both, as input/ and target/, or --degrade",
         )
     if found.unpaired:
         raise ImageError(
@@ -113,7 +126,7 @@ def evaluate(
     from restorekit.api import restore
     from restorekit.evaluation.learned import find_metrics
     from restorekit.evaluation.page import Page
-    from restorekit.evaluation.run import Outcome
+    from restorekit.evaluation.run import Outcome, by_recipe
     from restorekit.evaluation.run import evaluate as run
     from restorekit.pipeline import Pipeline
     from restorekit.runtime import tune_allocator
@@ -133,7 +146,13 @@ def evaluate(
             done()
 
         measured = run(
-            lambda degraded: restore(degraded, chain, tile=tile), samples, law, numbers, report, more
+            lambda degraded: restore(degraded, chain, tile=tile),
+            samples,
+            law,
+            numbers,
+            report,
+            more,
+            by_recipe(recipe, seed) if recipe else None,
         )
     checkpoints = [part.checkpoint for step in chain.steps for part in step.parts if part.checkpoint]
     facts: dict[str, Any] = {
@@ -141,6 +160,7 @@ def evaluate(
         "pipeline": model or pipeline,
         "dataset": found.folder.name,
         "layout": found.layout,
+        **({"degradation": recipe.model_dump(mode="json"), "seed": seed} if recipe else {}),
         "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
         "tile": tile,
         "device": str(chain.device),
@@ -223,6 +243,15 @@ def _dataset(
             f"{dataset} has {len(found.samples)} of {known.images} images here: published figures are of all"
         )
     return found, protocol or known.protocol
+
+
+def _recipe(text: str) -> RecipeSpec:
+    from restorekit.degradations.spec import RecipeSpec
+
+    if text.endswith((".yaml", ".yml")):
+        return check(RecipeSpec, read_yaml(Path(text)), text)
+    kind, _, strength = text.partition("/")
+    return check(RecipeSpec, {"name": kind, "strength": strength or "medium"}, f"--degrade {text}")
 
 
 def _read_report(path: Path) -> dict[str, Any]:

@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from restorekit.datasets import Sample
+from restorekit.degradations.recipe import apply, draw, streams
+from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError
-from restorekit.evaluation.protocols import Floats, Metric, Protocol
+from restorekit.evaluation.protocols import Floats, Metric, Protocol, to_levels
 from restorekit.image import Image
 
 Restorer = Callable[[Floats], NDArray[np.floating]]
+# A clean image and the name of its file -> the degraded image.
+Degrader = Callable[[Floats, str], Floats]
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ def evaluate(
     settings: Mapping[str, float],
     report: Callable[[Outcome], None] = lambda outcome: None,
     more: Mapping[str, Metric] | None = None,
+    degrader: Degrader | None = None,
 ) -> Report:
     """Degrade where needed, restore and score every image.
 
@@ -149,6 +155,7 @@ def evaluate(
         settings: of the protocol.
         report: called with every image that is done.
         more: metrics beyond those of the protocol.
+        degrader: what makes the partners of clean images, for protocols that need pairs.
 
     Raises:
         ImageError: an image cannot be measured by this protocol; the message names it.
@@ -158,7 +165,7 @@ def evaluate(
     seconds: list[float] = []
     for sample in samples:
         try:
-            outcome = _outcome(restorer, sample, protocol, settings, more)
+            outcome = _outcome(restorer, sample, protocol, settings, more, degrader)
         except ImageError as error:
             raise ImageError(f"{sample.name}: {error.message}", error.hint) from error
         for store, values in ((figures, outcome.figures), (before, outcome.before)):
@@ -183,9 +190,14 @@ def _outcome(
     protocol: Protocol,
     settings: Mapping[str, float],
     more: Mapping[str, Metric] | None,
+    degrader: Degrader | None,
 ) -> Outcome:
-    given = read(sample.degraded) if sample.degraded and not protocol.ignores_pairs else None
-    clean, degraded = protocol.pair(read(sample.clean), given, settings)
+    whole = read(sample.clean)
+    if degrader:
+        given: Floats | None = degrader(whole, sample.clean.name)
+    else:
+        given = read(sample.degraded) if sample.degraded and not protocol.ignores_pairs else None
+    clean, degraded = protocol.pair(whole, given, settings)
     started = time.perf_counter()
     restored = restorer(degraded)
     seconds = time.perf_counter() - started
@@ -197,6 +209,24 @@ def _outcome(
     except ValueError as error:
         raise ImageError(str(error), "leave the image out") from error
     return Outcome(sample, clean, degraded, restored, figures, before, seconds)
+
+
+def by_recipe(spec: RecipeSpec, seed: int) -> Degrader:
+    """Return what degrades by a recipe, in 8 bits: the files that `restorekit degrade` writes.
+
+    Args:
+        spec: the recipe.
+        seed: with the name of a file, decides all that is random.
+    """
+
+    def degrade(clean: Floats, name: str) -> Floats:
+        random, generator_seed = streams(seed, name)
+        drawn = draw(spec, random)
+        image = torch.from_numpy(np.ascontiguousarray(clean.transpose(2, 0, 1)))
+        degraded = apply(drawn, image, torch.Generator().manual_seed(generator_seed))
+        return to_levels(degraded.permute(1, 2, 0).numpy()).astype(np.float32) / np.float32(255)
+
+    return degrade
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
