@@ -12,7 +12,7 @@ import torch
 
 from restorekit.plan import Part
 
-_LIBRARIES = ("restorekit", "torch", "numpy", "pillow", "safetensors", "accelerate")
+_LIBRARIES = ("restorekit", "numpy", "pillow", "safetensors", "accelerate")
 
 
 def environment(device: torch.device, parts: Iterable[Part], processes: int) -> dict[str, Any]:
@@ -21,7 +21,12 @@ def environment(device: torch.device, parts: Iterable[Part], processes: int) -> 
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {**{name: _version(name) for name in _LIBRARIES}, **components},
+        # The version that torch itself states names its build, such as +cu128.
+        "versions": {
+            **{name: _version(name) for name in _LIBRARIES},
+            "torch": torch.__version__,
+            **components,
+        },
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
