@@ -111,6 +111,18 @@ def find(folder: Path, layout: str | None = None) -> Dataset:
     return _side_by_side(folder, files) or _clean(folder, files)
 
 
+def find_between(degraded: Path, clean: Path) -> Dataset:
+    """Return the pairs of two folders, wherever they lie; their names are those of the degraded files.
+
+    Raises:
+        ImageError: one is no folder, or no file has a partner.
+    """
+    for folder in (degraded, clean):
+        if not folder.is_dir():
+            raise ImageError(f"{folder} is no folder", "check the path")
+    return _in_folders(degraded, [(degraded, clean)])
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
@@ -150,9 +162,11 @@ def _in_folders(folder: Path, twins: list[tuple[Path, Path]]) -> Dataset:
         degraded = [path for path in sorted(degraded_folder.rglob("*")) if _is_image(path)]
         clean = [path for path in sorted(clean_folder.rglob("*")) if _is_image(path)]
         partners = _partners(degraded, clean, degraded_folder, clean_folder)
+        scene = degraded_folder.parent
+        scene = scene.relative_to(folder) if scene.is_relative_to(folder) else Path()
         for path in degraded:
             if path in partners:
-                name = path.relative_to(folder).as_posix()
+                name = (scene / path.relative_to(degraded_folder)).as_posix()
                 samples.append(Sample(name, partners[path], path))
         unpaired += [path for path in degraded if path not in partners]
         unpaired += [path for path in clean if path not in set(partners.values())]

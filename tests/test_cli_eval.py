@@ -63,7 +63,7 @@ def test_json_has_the_figures_at_its_top(run, pairs, brighter):
 def test_csv_has_a_line_an_image(run, pairs, brighter, tmp_path):
     code, _, _ = run("eval", "--data", pairs, "-p", brighter, "--csv", tmp_path / "figures.csv")
     rows = list(csv.DictReader((tmp_path / "figures.csv").read_text().splitlines()))
-    assert code == 0 and [row["image"] for row in rows] == ["input/a.png", "input/b.png", "input/c.png"]
+    assert code == 0 and [row["image"] for row in rows] == ["a.png", "b.png", "c.png"]
     assert float(rows[0]["psnr"]) > float(rows[0]["psnr_degraded"])
 
 
@@ -179,7 +179,7 @@ def test_files_without_partner_are_refused(run, pairs, brighter):
 def test_pairs_of_different_size_are_refused_by_name(run, pairs, brighter):
     PIL.Image.new("RGB", (16, 16)).save(pairs / "input" / "b.png")
     code, _, err = run("eval", "--data", pairs, "-p", brighter)
-    assert code == 2 and "input/b.png: the degraded image is 16 x 16, the clean one 32 x 24" in err
+    assert code == 2 and "b.png: the degraded image is 16 x 16, the clean one 32 x 24" in err
 
 
 def test_reports_of_one_protocol_are_averaged_and_others_refused(run, pairs, brighter, tmp_path):

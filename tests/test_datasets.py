@@ -76,7 +76,7 @@ def test_one_clean_image_may_have_several_degraded_ones(lay):
 
 def test_scenes_are_looked_into(lay):
     found = datasets.find(lay("A/blur/1.png", "A/sharp/1.png", "B/blur/1.png", "B/sharp/1.png"))
-    assert [sample.name for sample in found.samples] == ["A/blur/1.png", "B/blur/1.png"]
+    assert [sample.name for sample in found.samples] == ["A/1.png", "B/1.png"]
     assert [sample.clean.parts[-3:] for sample in found.samples] == [
         ("A", "sharp", "1.png"),
         ("B", "sharp", "1.png"),

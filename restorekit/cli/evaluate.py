@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -189,8 +188,9 @@ def average(
 ) -> None:
     """Print the mean of the means of several datasets; of one protocol with the same settings only."""
     from restorekit.evaluation.run import average as mean_of
+    from restorekit.evaluation.run import read_report
 
-    means = mean_of([_read_report(path) for path in reports])
+    means = mean_of([read_report(path) for path in reports])
     if as_json:
         say_json(means)
         return
@@ -252,17 +252,6 @@ def _recipe(text: str) -> RecipeSpec:
         return check(RecipeSpec, read_yaml(Path(text)), text)
     kind, _, strength = text.partition("/")
     return check(RecipeSpec, {"name": kind, "strength": strength or "medium"}, f"--degrade {text}")
-
-
-def _read_report(path: Path) -> dict[str, Any]:
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        _ = report["protocol"], report["settings"], report["per_image"][0], report["degraded"]
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise ConfigError(
-            str(path), "is no report of `restorekit eval --json`", "write it with --json > FILE"
-        ) from error
-    return dict(report)
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,9 @@ from restorekit.errors import TrainingError
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)],
+    config: Annotated[
+        Path, typer.Argument(help="YAML file of the run, or the folder of one to resume.", show_default=False)
+    ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the run.", show_default="runs/NAME")
     ] = None,
@@ -23,48 +26,49 @@ def train(
     ] = False,
     device: Device = "auto",
 ) -> None:
-    """Train a network; checkpoints, the curve and the weights go to the folder of the run."""
+    """Train a network; checkpoints, the curve and the weights go to the folder of the run.
+
+    Several processes: torchrun --nproc-per-node 2 -m restorekit train CONFIG, or accelerate launch.
+    """
     from restorekit.training.spec import TrainSpec
 
-    spec = check(TrainSpec, with_settings(read_yaml(config), settings or []), config.name)
-    folder = output or Path("runs") / config.stem
-    if not resume and (folder / "last.pt").exists():
-        raise TrainingError(
-            f"{folder} holds a run already", "add --resume to go on, or name another folder with -o"
-        )
+    folder = output or (config if config.is_dir() else Path("runs") / config.stem)
+    file = config / "config.yaml" if config.is_dir() else config
+    spec = check(TrainSpec, with_settings(read_yaml(file), settings or []), file.name)
 
-    import torch
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from restorekit import registry
-    from restorekit.contracts import Backbone
-    from restorekit.pipeline import construct
-    from restorekit.plan import Part
-    from restorekit.runtime import resolve_device, tune_allocator
-    from restorekit.training.data import Photographs
-    from restorekit.training.loop import Run
+    from restorekit.runtime import tune_allocator
+    from restorekit.training.folder import RunFolder
+    from restorekit.training.loop import prepare
+    from restorekit.training.processes import is_first
 
+    if not resume and RunFolder(folder).in_use:
+        raise TrainingError(
+            f"{folder} holds a run already", "add --resume to go on, or name another folder with -o"
+        )
+    logging.basicConfig(format="%(levelname)s: %(message)s")
     tune_allocator()
-    entry = registry.backbones[spec.backbone.name]
-    photographs = Photographs.load(spec.data)
-    for path in photographs.unreadable:
-        note(f"warning: {path} is not readable as an image, left out")
-    torch.manual_seed(spec.seed)
-    network = construct(Part("backbone", "backbone", entry, spec.backbone, None))
-    assert isinstance(network, Backbone)
-    run = Run(spec, network, folder, resolve_device(device))
-    if resume:
-        run.resume()
+    run = prepare(spec, folder, device, resume=resume)
+    talks = is_first()
+    if talks:
+        for skipped in run.source.skipped:
+            note(f"warning: {skipped.path} is left out: {skipped.reason}")
+        if run.source.skipped:
+            note(f"{len(run.source.skipped)} files are left out")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("training", total=spec.steps, completed=run.step)
+    with Progress(*columns, console=Console(stderr=True), disable=not talks) as progress:
+        task = progress.add_task("training", total=spec.steps, completed=run.progress.step)
 
         def report(step: int, row: dict[str, float]) -> None:
-            progress.update(task, completed=step, description=f"loss {row['loss']:.2f}")
-            if "seconds" in row:
-                figures = ", ".join(f"{name[4:]} {row[name]:.2f}" for name in row if name.startswith("ema_"))
+            progress.update(task, completed=step, description=f"loss {row['loss']:.4g}")
+            shown = [name for name in row if name.startswith("ema_" if spec.ema else "val_")]
+            if shown:
+                figures = ", ".join(f"{name[4:]} {row[name]:.2f}" for name in shown)
                 progress.console.print(f"step {step}: {figures} dB")
 
-        weights = run.train(photographs, report)
-    say(str(weights))
+        weights = run.train(report)
+    if talks:
+        note(", ".join(f"{what} {share:.0%}" for what, share in run.clock.shares().items()))
+        say(str(weights))

@@ -121,7 +121,12 @@ def verify(
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(help="A .pth, .pt, .ckpt or .safetensors file, or COMPONENT/TAG.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .pth, .pt, .ckpt or .safetensors file, COMPONENT/TAG, or the folder of a run."
+        ),
+    ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .safetensors file to write.")],
     component: Annotated[
         str | None, typer.Option(help="The network it is for; names and shapes are checked against it.")
@@ -129,9 +134,21 @@ def convert(
     settings: Settings = None,
     licence: Annotated[str | None, typer.Option("--license", help="SPDX expression of the weights.")] = None,
     half: Annotated[bool, typer.Option("--half", help="Store in 16 bits: half the size.")] = False,
+    reports: Annotated[
+        list[Path] | None,
+        typer.Option("--report", help="Of a run: JSON of `restorekit eval`, for the figures of the card."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")] = False,
 ) -> None:
-    """Write weights as safetensors, with source hash, licence and constructor arguments inside."""
+    """Write weights as safetensors, with source hash, licence and constructor arguments inside.
+
+    The folder of a training run becomes such a file with a model card beside it.
+    """
+    if Path(source).is_dir():
+        _bundle(Path(source), output, licence, reports or [], overwrite=overwrite)
+        return
+    if reports:
+        raise ConfigError("--report", "figures go into the card of a run", "give the folder of the run")
     from restorekit import catalog
     from restorekit.config import split_setting
     from restorekit.conversion import convert as write
@@ -154,6 +171,23 @@ def convert(
     say(f"{output}   {written.tensors} tensors, {written.size / 1e6:.1f} MB, licence {written.licence}")
     if component is None:
         note("names and shapes were not checked: give --component to check them against a network")
+
+
+def _bundle(folder: Path, output: Path, licence: str | None, reports: list[Path], *, overwrite: bool) -> None:
+    from restorekit.evaluation.run import read_report
+    from restorekit.training.bundle import bundle
+
+    if licence is None:
+        raise ConfigError(
+            "--license", "the weights of a run have the licence that you give them", "add --license MIT"
+        )
+    facts = [read_report(path) for path in reports]
+    made = bundle(folder, output, licence=licence, reports=facts, overwrite=overwrite)
+    size = made.written.size / 1e6
+    say(f"{made.weights}   {made.written.tensors} tensors, {size:.1f} MB, licence {made.written.licence}")
+    say(str(made.card))
+    if not reports:
+        note("the card has no figures: give reports of `restorekit eval --json` with --report")
 
 
 @app.command()

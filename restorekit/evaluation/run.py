@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import statistics
 import time
@@ -96,6 +97,22 @@ class Report:
             **{f"{metric}_degraded": _finite(values[index]) for metric, values in self.degraded.items()},
             "seconds": round(self.seconds[index], 4),
         }
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Return the facts that `restorekit eval --json` printed into a file.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        _ = report["protocol"], report["settings"], report["per_image"][0], report["degraded"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ConfigError(
+            str(path), "is no report of `restorekit eval --json`", "write it with --json > FILE"
+        ) from error
+    return dict(report)
 
 
 def average(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,134 +1,140 @@
-"""Photographs in memory as 8-bit arrays, cut into patches and degraded on demand.
+"""Batches: windows of a source, turned and mirrored, degraded where they are clean.
 
-Every batch is a function of (seed, step): a resumed run sees the batches it would have seen. No workers are
-needed: cutting and degrading a batch takes about a hundredth of a training step of the smallest network.
+Every batch is a function of (seed, step): a resumed run sees the batches it would have seen, and processes
+that train together each take their share of the same batch.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
-from restorekit.errors import TrainingError
-from restorekit.imagefiles import SUFFIXES
-from restorekit.training.spec import DataSpec, DenoiseSpec
+from restorekit.degradations.recipe import apply, draw
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.training.cache import Pixels
+from restorekit.training.pairs import Pairs
+from restorekit.training.photographs import Photographs
+from restorekit.training.sources import Source
+from restorekit.training.spec import AugmentSpec, DataSpec, DenoiseSpec, StageSpec
 
-Pixels = NDArray[np.uint8]
+# Weights of red, green and blue in luma (ITU-R BT.601), for networks of one channel.
+_LUMA = (0.299, 0.587, 0.114)
+# Shape of the beta distribution that blends batches, as in mixup (Zhang et al., ICLR 2018).
+_MIXUP = 1.2
+
+
+def load_source(spec: DataSpec, scale: int = 1) -> Source:
+    """Find and decode what a spec names; see ``Photographs.load`` and ``Pairs.load``."""
+    return (Pairs if spec.pairs else Photographs).load(spec, scale)
 
 
 @dataclass(frozen=True)
-class Photographs:
-    """Clean photographs, apart for training and for validation.
+class Batches:
+    """The batches of a run.
 
     Attributes:
-        scales: for each reduction factor, the training photographs (H, W, 3).
-        held_out: validation photographs (H, W, 3), never trained on.
-        names: files used for training; with ``held_out_names``, all that were readable.
-        held_out_names: files kept for validation.
-        unreadable: files of the folder that are not images.
+        source: what they are cut from.
+        degradation: what clean patches suffer; None where the source has pairs.
+        seed: of the run.
+        augment: what is done to patches beside.
+        channels: of the network: 1 or 3.
+        scale: of the network: clean patches are larger by this.
     """
 
-    scales: tuple[tuple[Pixels, ...], ...]
-    held_out: tuple[Pixels, ...]
-    names: tuple[str, ...]
-    held_out_names: tuple[str, ...]
-    unreadable: tuple[str, ...]
+    source: Source
+    degradation: DenoiseSpec | RecipeSpec | None
+    seed: int = 0
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    channels: int = 3
+    scale: int = 1
 
-    @classmethod
-    def load(cls, spec: DataSpec) -> Photographs:
-        """Read a folder; photographs are held out by a hash of their name, so that adding one moves no other.
+    def batch(self, step: int, stage: StageSpec) -> tuple[Tensor, Tensor]:
+        """Return degraded and clean patches (B, C, H, W) in [0, 1], noise beyond."""
+        random = np.random.default_rng((self.seed, step))
+        noise = torch.Generator().manual_seed(int(random.integers(2**62)))
+        cuts = [self._cut(stage.patch, random) for _ in range(stage.batch)]
+        both = [(self._degraded(clean, degraded, random, noise), clean) for clean, degraded in cuts]
+        degraded, clean = (torch.stack(images) for images in zip(*both, strict=True))
+        return self._blended(degraded, clean, step)
 
-        Raises:
-            TrainingError: the folder is missing, or holds too few images to train on.
-        """
-        folder = Path(spec.folder)
-        files = sorted(path for path in folder.glob("**/*") if path.suffix.lower() in SUFFIXES)
-        images: dict[str, Image.Image] = {}
-        unreadable = []
-        for path in files:
-            try:
-                with Image.open(path) as image:
-                    images[path.relative_to(folder).as_posix()] = image.convert("RGB")
-            except (OSError, UnidentifiedImageError):
-                unreadable.append(str(path))
-        if len(images) <= spec.hold_out:
-            raise TrainingError(
-                f"data.folder: {folder} holds {len(images)} readable images, {spec.hold_out} are held out",
-                "give a folder with more photographs: --set data.folder=PATH",
-            )
-        order = sorted(images, key=lambda name: hashlib.sha256(name.encode()).digest())
-        held_out, trained = order[: spec.hold_out], sorted(order[spec.hold_out :])
-        return cls(
-            scales=tuple(tuple(_reduced(images[name], scale) for name in trained) for scale in spec.scales),
-            held_out=tuple(_reduced(images[name], 1.0) for name in held_out),
-            names=tuple(trained),
-            held_out_names=tuple(held_out),
-            unreadable=tuple(unreadable),
-        )
+    def _cut(self, side: int, random: np.random.Generator) -> tuple[Tensor, Tensor | None]:
+        cut = self.source.cut(side, random)
+        # Drawn whether they are used or not, so that switching one off changes nothing else.
+        quarters, mirrored = int(random.integers(4)), bool(random.integers(2))
+        quarters, mirrored = quarters * self.augment.rotate, mirrored and self.augment.flip
+        clean = to_channels(_turned(cut.clean, quarters, mirrored), self.channels)
+        if cut.degraded is None:
+            return clean, None
+        return clean, to_channels(_turned(cut.degraded, quarters, mirrored), self.channels)
 
+    def _degraded(
+        self, clean: Tensor, degraded: Tensor | None, random: np.random.Generator, noise: torch.Generator
+    ) -> Tensor:
+        if degraded is not None or self.degradation is None:
+            return clean if degraded is None else degraded
+        return degrade(reduced(clean, self.scale), self.degradation, random, noise)
 
-def _reduced(image: Image.Image, scale: float) -> Pixels:
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return np.array(image if size == image.size else image.resize(size, Image.Resampling.LANCZOS))
+    def _blended(self, degraded: Tensor, clean: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        random = np.random.default_rng((self.seed, step, 1))
+        if self.augment.mixup == 0 or random.random() >= self.augment.mixup:
+            return degraded, clean
+        share, order = random.beta(_MIXUP, _MIXUP), torch.from_numpy(random.permutation(len(clean)))
+        return torch.lerp(degraded[order], degraded, share), torch.lerp(clean[order], clean, share)
 
 
-def training_batch(
-    photographs: Photographs, degradation: DenoiseSpec, *, patch: int, batch: int, seed: int, step: int
-) -> tuple[Tensor, Tensor]:
-    """Return degraded and clean patches (B, 3, patch, patch), the same for the same seed and step."""
-    random = np.random.default_rng((seed, step))
-    noise = torch.Generator().manual_seed(int(random.integers(2**62)))
-    clean = torch.stack([_patch(photographs, patch, random) for _ in range(batch)])
-    degraded = torch.stack([degrade(image, degradation, random, noise) for image in clean])
-    return degraded, clean
+def degrade(
+    clean: Tensor, spec: DenoiseSpec | RecipeSpec, random: np.random.Generator, noise: torch.Generator
+) -> Tensor:
+    """Return one patch (C, H, W) degraded by a recipe, or by the shares of noise and compression.
 
-
-def _patch(photographs: Photographs, side: int, random: np.random.Generator) -> Tensor:
-    """Cut a random patch from a random photograph at a random scale, turned and mirrored at random."""
-    pool = photographs.scales[random.integers(len(photographs.scales))]
-    large_enough = [pixels for pixels in pool if min(pixels.shape[:2]) >= side]
-    if not large_enough:
-        raise TrainingError(f"no photograph is at least {side} pixels wide and high", "use smaller patches")
-    pixels = large_enough[random.integers(len(large_enough))]
-    top, left = (random.integers(length - side + 1) for length in pixels.shape[:2])
-    cut = np.rot90(pixels[top : top + side, left : left + side], int(random.integers(4)))
-    cut = cut[:, ::-1] if random.integers(2) else cut
-    return torch.from_numpy(np.ascontiguousarray(cut)).permute(2, 0, 1).float() / 255
-
-
-def degrade(clean: Tensor, spec: DenoiseSpec, random: np.random.Generator, noise: torch.Generator) -> Tensor:
-    """Return one patch (3, H, W) left alone, compressed, or noisy, by the shares of the spec."""
-    draw = random.random()
-    if draw < spec.clean:
+    What a recipe made smaller is enlarged again, as Real-ESRGAN does: the network keeps the size.
+    """
+    if isinstance(spec, RecipeSpec):
+        degraded = apply(draw(spec, random), clean, noise)
+        if degraded.shape == clean.shape:
+            return degraded
+        return interpolate(degraded[None], clean.shape[-2:], mode="bicubic", align_corners=False)[0]
+    chance = random.random()
+    if chance < spec.clean:
         return clean
-    if draw < spec.clean + spec.jpeg:
+    if chance < spec.clean + spec.jpeg:
         noisy = add_gaussian_noise(clean, random.uniform(*spec.jpeg_sigma), noise)
         quality = int(random.integers(spec.jpeg_quality[0], spec.jpeg_quality[1] + 1))
-        return compress_jpeg(noisy, quality, subsample=bool(random.integers(2)))
+        return compress_jpeg_any(noisy, quality, subsample=bool(random.integers(2)))
     noisy = add_gaussian_noise(clean, random.uniform(*spec.sigma), noise)
     return quantise(noisy) if random.random() < spec.eight_bit else noisy
 
 
-def validation_patches(photographs: Photographs, *, side: int = 128, each: int = 4) -> Tensor:
-    """Return fixed patches (N, 3, side, side) of the held-out photographs, half of them reduced two-fold."""
-    random = np.random.default_rng(0)
-    patches = []
-    for pixels in photographs.held_out:
-        half = np.array(Image.fromarray(pixels).reduce(2))
-        for index in range(each):
-            source = half if index % 2 and min(half.shape[:2]) >= side else pixels
-            if min(source.shape[:2]) < side:
-                raise TrainingError(
-                    f"a held-out photograph is smaller than {side} pixels", "remove it from the folder"
-                )
-            top, left = (random.integers(length - side + 1) for length in source.shape[:2])
-            patches.append(torch.from_numpy(source[top : top + side, left : left + side].copy()))
-    return torch.stack(patches).permute(0, 3, 1, 2).float() / 255
+def compress_jpeg_any(image: Tensor, quality: int, *, subsample: bool = True) -> Tensor:
+    """Compress an image (C, H, W) of one or three channels."""
+    colour = image.expand(3, -1, -1)
+    return compress_jpeg(colour, quality, subsample=subsample)[: image.shape[0]]
+
+
+def reduced(clean: Tensor, scale: int) -> Tensor:
+    """Return images (..., C, H, W) with sides divided by ``scale``: bicubic with an antialiasing filter."""
+    if scale == 1:
+        return clean
+    batch = clean.reshape(-1, *clean.shape[-3:])
+    size = (clean.shape[-2] // scale, clean.shape[-1] // scale)
+    small = interpolate(batch, size, mode="bicubic", antialias=True)
+    return small.reshape(*clean.shape[:-2], *small.shape[-2:])
+
+
+def to_channels(pixels: Pixels, channels: int) -> Tensor:
+    """Return 8-bit levels (H, W, 3) as a tensor (C, H, W) in [0, 1]; one channel is luma."""
+    # A copy: what is mapped from a file cannot be written to, and torch wants tensors that can.
+    image = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).float() / 255
+    if channels == 3:
+        return image
+    return (image * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+
+
+def _turned(pixels: Pixels, quarters: int, mirrored: bool) -> Pixels:
+    turned = np.rot90(pixels, quarters)
+    return turned[:, ::-1] if mirrored else turned

@@ -1,226 +1,240 @@
-"""The training loop: seeded, resumable, with averaged weights and a curve.
+"""A run from its first step to its weights: batches in, checkpoints, curve and pictures out.
 
-A run folder holds ``curve.csv``, ``curve.png``, ``last.pt`` (everything that resuming needs) and, once done,
-``weights.safetensors``. Files are written beside their place and moved, so that a killed run loses nothing.
+A killed run goes on from its last checkpoint and ends with the weights it would have had: batches and random
+numbers depend on seed and step alone.
 """
 
 from __future__ import annotations
 
-import copy
-import csv
 import math
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from restorekit.contracts import Backbone
-from restorekit.degradations import add_gaussian_noise, compress_jpeg
 from restorekit.errors import TrainingError
-from restorekit.files import replacing
-from restorekit.runtime import channels_last
-from restorekit.training.curve import draw_curve
-from restorekit.training.data import Photographs, training_batch, validation_patches
-from restorekit.training.losses import LOSSES
-from restorekit.training.spec import OptimizerSpec, StageSpec, TrainSpec
+from restorekit.runtime import resolve_device
+from restorekit.training import checkpoint
+from restorekit.training.board import Board
+from restorekit.training.build import Networks, build_networks
+from restorekit.training.checkpoint import Progress, writing
+from restorekit.training.clock import Clock
+from restorekit.training.curve import AVERAGED, RAW, Row
+from restorekit.training.data import Batches, load_source
+from restorekit.training.environment import environment
+from restorekit.training.export import export
+from restorekit.training.folder import RunFolder, part_files
+from restorekit.training.learner import Learner
+from restorekit.training.pictures import strips, to_pil
+from restorekit.training.prefetch import ahead
+from restorekit.training.processes import Processes, processes
+from restorekit.training.schedule import learning_rate, stage_at
+from restorekit.training.sources import Source
+from restorekit.training.spec import TrainSpec
+from restorekit.training.validation import ValidationSet, validation_set
 
-Row = dict[str, float]
+# Called after every step with the step and its figures.
 Report = Callable[[int, Row], None]
 
 
-class Run:
-    """One training run: the network, its average, the optimizer and the step they have reached.
+def prepare(spec: TrainSpec, folder: Path, device: str = "auto", *, resume: bool = False) -> Run:
+    """Build the networks, decode the photographs, and put back the last checkpoint where that is asked for.
 
     Args:
         spec: what to train, on what, for how long.
-        backbone: the network to train, freshly built.
+        folder: where the run keeps its files.
+        device: auto, cpu, cuda, cuda:N or mps; several processes choose theirs by their number.
+        resume: go on from the last checkpoint.
+
+    Raises:
+        RestoreKitError: the config, the data, or the folder does not allow it; the message says why.
+    """
+    networks = build_networks(spec)
+    together = processes(resolve_device(device))
+    with together.first_alone():
+        source = load_source(spec.data, networks.trainee.scale)
+    run = Run(spec, networks, source, folder, together)
+    if resume:
+        run.resume()
+    return run
+
+
+class Run:
+    """One training run.
+
+    Args:
+        spec: what to train, on what, for how long.
+        networks: freshly built.
+        source: what patches are cut from.
         folder: where the run keeps its files; made when missing.
-        device: where to train.
+        together: the processes that train.
+
+    Attributes:
+        progress: the step that is reached, and the figures so far.
+        clock: where the time went.
     """
 
-    def __init__(self, spec: TrainSpec, backbone: Backbone, folder: Path, device: torch.device) -> None:
-        self.spec, self.folder, self.device = spec, folder, device
-        # Depthwise convolutions are several times faster with channels innermost, on CPU and GPU alike.
-        self.network = backbone.to(device).train()
-        channels_last(self.network)
-        self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        settings = spec.optimizer
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-        )
-        self.step = 0
-        self.rows: list[Row] = []
-
-    @property
-    def checkpoint(self) -> Path:
-        """The file that the run resumes from."""
-        return self.folder / "last.pt"
+    def __init__(
+        self, spec: TrainSpec, networks: Networks, source: Source, folder: Path, together: Processes
+    ) -> None:
+        self.spec, self.networks, self.source, self.processes = spec, networks, source, together
+        self.folder, self.clock, self.progress = RunFolder(folder), Clock(), Progress()
+        self.learner = Learner(spec, networks, together, self.clock)
+        trainee = networks.trainee
+        self._batches = Batches(source, spec.noise, spec.seed, spec.augment, trainee.channels, trainee.scale)
 
     def resume(self) -> None:
         """Continue from the last checkpoint.
 
         Raises:
-            TrainingError: there is none, or it belongs to another network.
+            TrainingError: there is none, or config, photographs or networks are not those of the run.
         """
-        if not self.checkpoint.exists():
-            raise TrainingError(
-                f"{self.checkpoint} does not exist, nothing to resume", "start without --resume"
-            )
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        state, progress = checkpoint.load(self.folder.last)
+        self.folder.check_same(self.spec, self.source)
         try:
-            self.network.load_state_dict(state["network"])
-            self.average.load_state_dict(state["average"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+            self.learner.load_state(state)
+        except (RuntimeError, ValueError, KeyError) as error:
             raise TrainingError(
-                f"{self.checkpoint} belongs to another network than the config",
+                f"{self.folder.last} belongs to another network than the config",
                 "train into another folder with -o",
             ) from error
-        self.step, self.rows = state["step"], state["rows"]
+        self.progress = progress
 
-    def train(self, photographs: Photographs, report: Report) -> Path:
-        """Train to the last step and return the file of the better of raw and averaged weights.
+    def train(self, report: Report = lambda step, row: None) -> Path:
+        """Train to the last step and return the file of the weights.
 
         Args:
-            photographs: what to train on.
             report: called after every step with the step and its figures.
 
         Raises:
-            TrainingError: the loss is not finite any more.
+            TrainingError: the loss is not finite any more, or a file cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        loss_of = LOSSES[self.spec.loss]
-        clean_patches = validation_patches(photographs)
-        running: list[float] = []
-        started = time.perf_counter() - (self.rows[-1]["seconds"] if self.rows else 0)
-        while self.step < self.spec.steps:
-            stage = stage_at(self.spec.stages, self.step)
-            degraded, clean = training_batch(
-                photographs,
-                self.spec.degradation,
-                patch=stage.patch,
-                batch=stage.batch,
-                seed=self.spec.seed,
-                step=self.step,
-            )
-            running.append(self._update(degraded, clean, loss_of))
-            self.step += 1
-            row: Row = {"step": self.step, "loss": running[-1], "lr": self.optimizer.param_groups[0]["lr"]}
-            last = self.step == self.spec.steps
-            if last or self.step % self.spec.validate_every == 0:
-                row |= {"loss": sum(running) / len(running), "seconds": time.perf_counter() - started}
-                row |= {f"val_{name}": value for name, value in validate(self.network, clean_patches).items()}
-                row |= {f"ema_{name}": value for name, value in validate(self.average, clean_patches).items()}
-                running = []
-                self.rows.append(row)
-                self._write_curve()
-            if last or self.step % self.spec.save_every == 0:
+        first = self.processes.rank == 0
+        if first:
+            facts = environment(self.processes.device, self.networks.parts.values(), self.processes.count)
+            self.folder.begin(self.spec, facts, self.source)
+            if self.progress.step == 0:
                 self._save()
-            report(self.step, row)
-        return self._export()
+        multiple = self.networks.trainee.size_multiple
+        validation = validation_set(self._batches, multiple) if first else None
+        board = (
+            Board(self.folder.path / "board", self.progress.step) if first and self.spec.tensorboard else None
+        )
+        rows = self.progress.rows
+        started = time.perf_counter() - (rows[-1]["seconds"] if rows else 0)
+        for row in self._steps():
+            last = self.progress.step == self.spec.steps
+            if last or self.progress.step % self.spec.validate_every == 0:
+                self._close_row(row, time.perf_counter() - started)
+                if validation:
+                    self._validate(row, validation, board)
+            if first and (last or self.progress.step % self.spec.save_every == 0):
+                self._save()
+            report(self.progress.step, row)
+        if board:
+            board.close()
+        if validation:
+            self._export(validation)
+        self.processes.finish()
+        return self.folder.weights
 
-    def _update(self, degraded: Tensor, clean: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor]) -> float:
-        """Take one optimizer step and return its loss."""
-        settings = self.spec.optimizer
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step, self.spec.steps)
-        degraded = degraded.to(self.device, memory_format=torch.channels_last)
-        clean = clean.to(self.device, memory_format=torch.channels_last)
-        outputs = self.network.training_outputs(degraded)
-        loss = torch.stack([loss_of(output, clean) for output in outputs]).sum()
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.step}",
-                "lower optimizer.lr; the last checkpoint is intact",
-            )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip)
-        self.optimizer.step()
-        # Early weights are forgotten fast and late ones slowly: a fixed decay would drag in the random start.
-        decay = min(self.spec.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
-        return value
+    def _steps(self) -> Iterator[Row]:
+        """Yield a row after every step, with nothing but its loss and learning rate."""
+        spec, progress = self.spec, self.progress
+
+        def make(step: int) -> tuple[Tensor, Tensor]:
+            return self._batches.batch(step, stage_at(spec.stages, step))
+
+        batches = ahead(make, progress.step, spec.steps, spec.data.workers)
+        with closing(batches):
+            while progress.step < spec.steps:
+                with self.clock.counting("data"):
+                    degraded, clean = next(batches)
+                loss, norm = self.learner.learn(degraded, clean, progress.step)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise self._diverged(loss, norm, degraded, clean)
+                rate = learning_rate(spec.optimizer, progress.step, spec.steps)
+                progress.step += 1
+                progress.loss_sum += loss
+                progress.loss_count += 1
+                yield {"step": progress.step, "loss": loss, "lr": rate}
+
+    def _diverged(self, loss: float, norm: float, degraded: Tensor, clean: Tensor) -> TrainingError:
+        """Keep the batch, and return the error that names it."""
+        step = self.progress.step
+        path = self.folder.path / f"bad-batch-{step}.safetensors"
+        if self.processes.rank == 0:
+            checkpoint.save_tensors(path, {"degraded": degraded, "clean": clean}, {"step": str(step)})
+        what = f"the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+        return TrainingError(
+            f"{what} at step {step}, its batch is in {path}",
+            "lower optimizer.lr; the last checkpoint is intact",
+        )
+
+    def _close_row(self, row: Row, seconds: float) -> None:
+        """Make the row of a validation of that of a step: with the mean loss since the last one."""
+        progress = self.progress
+        row |= {"loss": progress.loss_sum / progress.loss_count, "seconds": seconds}
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        progress.rows.append(row)
+
+    def _validate(self, row: Row, validation: ValidationSet, board: Board | None) -> None:
+        """Measure raw and averaged weights; keep the better ones if they are the best so far."""
+        with self.clock.counting("validation"):
+            for prefix in (RAW, AVERAGED) if self.learner.average else (RAW,):
+                with self.learner.evaluating(averaged=prefix == AVERAGED):
+                    figures = validation.measure(self.learner.restore)
+                row |= {prefix + name: value for name, value in figures.items()}
+            averaged = self._averaged_is_better(row, validation)
+            with self.learner.evaluating(averaged):
+                picture = self._draw(validation)
+            figure = _mean(row, AVERAGED if averaged else RAW, validation)
+            if self.progress.best is None or figure > self.progress.best:
+                self.progress.best, self.progress.best_step = figure, self.progress.step
+                self._write_weights(self.folder.best, averaged)
+            self.folder.write_curve(self.progress.rows)
+            if board:
+                board.write(row, picture)
+
+    def _draw(self, validation: ValidationSet) -> Tensor | None:
+        if self.spec.pictures == 0:
+            return None
+        picture = strips(validation.examples(self.learner.restore, self.spec.pictures))
+        folder = self.folder.path / "pictures"
+        folder.mkdir(exist_ok=True)
+        with writing(folder / f"step-{self.progress.step:07d}.png") as temporary:
+            to_pil(picture).save(temporary)
+        return picture
+
+    def _averaged_is_better(self, row: Row, validation: ValidationSet) -> bool:
+        if self.learner.average is None:
+            return False
+        return _mean(row, AVERAGED, validation) >= _mean(row, RAW, validation)
 
     def _save(self) -> None:
-        state = {
-            "step": self.step,
-            "rows": self.rows,
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        with replacing(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        checkpoint.save(self.folder.last, self.learner.state(), self.progress)
 
-    def _write_curve(self) -> None:
-        with replacing(self.folder / "curve.csv") as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(self.rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows({name: round(value, 6) for name, value in row.items()} for row in self.rows)
-        draw_curve(self.rows, self.folder / "curve.png")
+    def _write_weights(self, path: Path, averaged: bool) -> None:
+        parts, step = self.networks.parts, self.progress.step
+        with self.learner.evaluating(averaged):
+            export(self.learner.trainee, parts, path, step=step, half=self.spec.half)
 
-    def _export(self) -> Path:
-        """Write the weights that validated better, in half precision: half the size, and no figure moves."""
-        final = self.rows[-1]
-        raw, averaged = (_mean(final, prefix) for prefix in ("val_", "ema_"))
-        chosen = self.average if averaged >= raw else self.network
-        tensors = {name: value.half().contiguous() for name, value in chosen.state_dict().items()}
-        path = self.folder / "weights.safetensors"
-        with replacing(path) as temporary:
-            save_file(
-                tensors, temporary, {"restorekit_arch": self.spec.backbone.name, "steps": str(self.step)}
-            )
-        return path
+    def _export(self, validation: ValidationSet) -> None:
+        """Write the result: of the last step, or of the best validation."""
+        if self.spec.export == "last":
+            averaged = self._averaged_is_better(self.progress.rows[-1], validation)
+            self._write_weights(self.folder.weights, averaged)
+            return
+        best, result = (
+            part_files(path, self.learner.trainee.parts) for path in (self.folder.best, self.folder.weights)
+        )
+        for part, file in result.items():
+            with writing(file) as temporary:
+                shutil.copyfile(best[part], temporary)
 
 
-def stage_at(stages: tuple[StageSpec, ...], step: int) -> StageSpec:
-    """Return the stage that a step (from 0) belongs to."""
-    for stage in stages:
-        if step < stage.steps:
-            return stage
-        step -= stage.steps
-    return stages[-1]
-
-
-def learning_rate(settings: OptimizerSpec, step: int, steps: int) -> float:
-    """Return the rate of a step (from 0): linear warm-up, then half a cosine down to ``min_lr``."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, steps - settings.warmup)
-    return settings.min_lr + (settings.lr - settings.min_lr) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def validate(network: Backbone, clean: Tensor) -> Row:
-    """Return mean PSNR in dB on patches (N, 3, H, W): noisy at sigma 15, 25, 50, compressed, and clean."""
-    inputs = {
-        f"sigma{sigma}": add_gaussian_noise(clean, sigma, torch.Generator().manual_seed(sigma))
-        for sigma in (15, 25, 50)
-    }
-    inputs["jpeg50"] = torch.stack([compress_jpeg(patch, 50) for patch in clean])
-    inputs["clean"] = clean
-    device = next(network.parameters()).device
-    was_training = network.training
-    network.eval()
-    figures = {}
-    with torch.inference_mode():
-        for name, degraded in inputs.items():
-            batches = zip(torch.split(degraded, 8), torch.split(clean, 8), strict=True)
-            errors = [
-                (network(noisy.to(device)).clamp(0, 1).cpu() - target).square().mean((1, 2, 3))
-                for noisy, target in batches
-            ]
-            # An unchanged image would be infinitely good; 1e-10 is 100 dB.
-            figures[name] = float((-10 * (torch.cat(errors) + 1e-10).log10()).mean())
-    network.train(was_training)
-    return figures
-
-
-def _mean(row: Row, prefix: str) -> float:
-    values = [value for name, value in row.items() if name.startswith(prefix + "sigma")]
-    return sum(values) / len(values)
+def _mean(row: Row, prefix: str, validation: ValidationSet) -> float:
+    return sum(row[prefix + name] for name in validation.decisive) / len(validation.decisive)

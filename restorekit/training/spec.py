@@ -2,23 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from restorekit.config import Component, Spec
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.errors import near
 
 Share = Annotated[float, Field(ge=0, le=1)]
+TrainedPart = Literal["backbone", "adapter", "refiner"]
+
+LOSS_NAMES = ("psnr", "charbonnier", "l1", "fft", "edge", "ssim", "perceptual")
+
+
+def _several(value: object) -> object:
+    return (value,) if isinstance(value, (str, Mapping)) else value
+
+
+class PairSpec(Spec):
+    """Two folders with one photograph each of the same scene, under the same name."""
+
+    degraded: str
+    clean: str
+
+
+Folders = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | list[str])]
+PairFolders = Annotated[
+    tuple[str | PairSpec, ...],
+    BeforeValidator(_several, json_schema_input_type=str | PairSpec | list[str | PairSpec]),
+]
+
+
+def _wrong(message: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("train", "{message}", {"message": message, "hint": hint})
 
 
 class DataSpec(Spec):
-    """Photographs to cut patches from."""
+    """Photographs to cut patches from: clean ones that are degraded on demand, or pairs."""
 
-    folder: str = Field(description="folder of clean photographs, relative to the current one")
+    folder: Folders = Field(
+        default=(), description="folder of clean photographs, or several, relative to the current one"
+    )
+    pairs: PairFolders = Field(
+        default=(), description="folder of pairs, or {degraded: FOLDER, clean: FOLDER}, or several of these"
+    )
     scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        default=(1.0,), min_length=1, description="each photograph is also used reduced by these factors"
+        default=(1.0,),
+        min_length=1,
+        description="each clean photograph is also used reduced by these factors",
     )
     hold_out: int = Field(default=4, ge=1, description="photographs kept for validation, never trained on")
+    workers: int = Field(default=1, ge=0, description="threads that prepare batches ahead; 0 for none")
+    cache: str | None = Field(
+        default=None, description="folder of decoded photographs; by default in restorekit's cache folder"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if bool(self.folder) == bool(self.pairs):
+            raise _wrong("needs either folder or pairs", "write, for example: data: {folder: PATH}")
+        if self.pairs and self.scales != (1.0,):
+            raise _wrong(
+                "pairs cannot be reduced: that would change their degradation", "leave out data.scales"
+            )
+        return self
 
 
 class DenoiseSpec(Spec):
@@ -38,12 +88,31 @@ class DenoiseSpec(Spec):
     )
 
 
+def _degradation(value: object) -> object:
+    """A word, or a mapping with one of a recipe's verbs, is a recipe."""
+    recipe = isinstance(value, str) or (isinstance(value, Mapping) and {"name", "chain", "one_of"} & {*value})
+    if recipe:
+        return RecipeSpec.model_validate(value)
+    return DenoiseSpec.model_validate(value) if isinstance(value, Mapping) else value
+
+
+Degradation = Annotated[DenoiseSpec | RecipeSpec, BeforeValidator(_degradation)]
+
+
+class AugmentSpec(Spec):
+    """What is done to patches beside degrading them; both of a pair alike."""
+
+    rotate: bool = Field(default=True, description="turn by quarters")
+    flip: bool = Field(default=True, description="mirror half of them")
+    mixup: Share = Field(default=0.0, description="share of batches blended with themselves in another order")
+
+
 class StageSpec(Spec):
     """A stretch of training with one patch size; stages follow each other."""
 
     steps: int = Field(gt=0)
-    patch: int = Field(gt=0, description="side of the square patches in pixels")
-    batch: int = Field(gt=0)
+    patch: int = Field(gt=0, description="side of the square degraded patches in pixels")
+    batch: int = Field(gt=0, description="patches a step, over all processes")
 
 
 class OptimizerSpec(Spec):
@@ -55,26 +124,108 @@ class OptimizerSpec(Spec):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=200, ge=0, description="steps of linear warm-up")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+    factors: Mapping[TrainedPart, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="factor on the learning rate of a part, as {backbone: 0.1}"
+    )
+
+
+def _weights(value: object) -> object:
+    """Read a loss as a weighted sum: one name is that loss alone."""
+    losses: Any = {value: 1.0} if isinstance(value, str) else value
+    for name in losses if isinstance(losses, Mapping) else ():
+        if name not in LOSS_NAMES:
+            hint = near(str(name), LOSS_NAMES) or f"losses are {', '.join(LOSS_NAMES)}"
+            raise _wrong(f"no loss called {name!r}", hint)
+    return losses
+
+
+Losses = Annotated[
+    Mapping[str, Annotated[float, Field(gt=0)]],
+    Field(min_length=1),
+    BeforeValidator(_weights, json_schema_input_type=str | dict[str, float]),
+]
 
 
 class TrainSpec(Spec):
     """One training run."""
 
     description: str = ""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     backbone: Component
+    adapter: Component | None = Field(default=None, description="attached to the backbone and trained")
+    refiner: Component | None = Field(default=None, description="put behind the backbone and trained")
+    prior: Component | None = Field(default=None, description="guides the refiner; always frozen")
+    trained: tuple[TrainedPart, ...] = Field(
+        default=(), description="parts that are trained; by default the last of backbone, adapter, refiner"
+    )
     data: DataSpec
-    degradation: DenoiseSpec = DenoiseSpec()
+    degradation: Degradation | None = Field(
+        default=None,
+        description="what clean patches suffer: a recipe, or shares of noise and JPEG; for pairs nothing",
+    )
+    augment: AugmentSpec = AugmentSpec()
     stages: tuple[StageSpec, ...] = Field(min_length=1)
-    loss: Literal["psnr", "charbonnier", "l1"] = "psnr"
+    accumulate: int = Field(default=1, gt=0, description="parts in which a batch goes through the network")
+    loss: Losses = Field(
+        default={"psnr": 1.0}, description="a loss, or weights of several: {psnr: 1, fft: 0.1}"
+    )
+    perceptual: Component | None = Field(
+        default=None, description="prior that the perceptual loss compares with"
+    )
     optimizer: OptimizerSpec = OptimizerSpec()
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights in fp32")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.999, description="decay of the averaged weights"
+        default=0.999, description="decay of the averaged weights; 0 for none"
     )
     validate_every: int = Field(default=1000, gt=0, description="steps")
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")
+    pictures: int = Field(default=4, ge=0, description="validation patches drawn: degraded, restored, clean")
+    export: Literal["last", "best"] = Field(
+        default="last", description="which step the final weights are of; best is by validation"
+    )
+    half: bool = Field(default=True, description="store the final weights in 16 bits")
+    tensorboard: bool = Field(default=False, description="also write figures and pictures for TensorBoard")
 
     @property
     def steps(self) -> int:
         """Optimizer steps of all stages together."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def trained_parts(self) -> tuple[TrainedPart, ...]:
+        """What is trained, outermost first: its weights are the run's."""
+        if self.trained:
+            order: tuple[TrainedPart, ...] = ("refiner", "adapter", "backbone")
+            return tuple(part for part in order if part in self.trained)
+        return ("refiner",) if self.refiner else ("adapter",) if self.adapter else ("backbone",)
+
+    @property
+    def noise(self) -> DenoiseSpec | RecipeSpec | None:
+        """What clean patches suffer; None for pairs."""
+        return None if self.data.pairs else self.degradation or DenoiseSpec()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if bool(self.refiner) != bool(self.prior):
+            raise _wrong("refiner and prior go together", "name both, or neither")
+        if ("perceptual" in self.loss) != bool(self.perceptual):
+            raise _wrong(
+                "the perceptual loss and its prior go together",
+                "write perceptual: PRIOR, and its weight in loss",
+            )
+        if self.data.pairs and self.degradation:
+            raise _wrong("pairs are degraded already", "leave out degradation")
+        for part in self.trained:
+            if getattr(self, part) is None:
+                raise _wrong(f"trained names the {part}, and there is none", f"add {part}: NAME")
+        if self.refiner and (not {"refiner"} <= {*self.trained_parts} <= {"refiner", "backbone"}):
+            raise _wrong("a refiner is trained alone or with its backbone", "write trained: [refiner]")
+        if self.adapter and "backbone" in self.trained_parts:
+            raise _wrong("a backbone is not trained under its adapter", "train the adapter, or leave it out")
+        for stage in self.stages:
+            if stage.batch % self.accumulate:
+                raise _wrong(
+                    f"a batch of {stage.batch} cannot be cut in {self.accumulate}",
+                    "make accumulate a divisor of every stage's batch",
+                )
+        return self

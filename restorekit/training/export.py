@@ -1,0 +1,45 @@
+"""Trained weights as files that a pipeline loads: they name their component and its arguments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+from restorekit.plan import Part
+from restorekit.training.checkpoint import save_tensors
+from restorekit.training.folder import part_files
+from restorekit.training.trainee import Trainee
+
+
+def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int, half: bool) -> None:
+    """Write the parts that are trained: the first to ``path``, each other beside it with its name.
+
+    Args:
+        trainee: holds the weights.
+        parts: its components by their key in the config.
+        path: ends in ``.safetensors``.
+        step: that the weights are of.
+        half: store in 16 bits what fits into them: half the size, and no figure moves.
+
+    Raises:
+        TrainingError: a file cannot be written.
+    """
+    for name, file in part_files(path, trainee.parts).items():
+        part = parts[name]
+        facts = {COMPONENT_KEY: part.entry.name, "restorekit.kind": part.kind, "steps": str(step)}
+        if part.params:
+            facts[PARAMS_KEY] = json.dumps(part.params)
+        tensors = trainee.parts[name].state_dict()
+        save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
+
+
+def _halved(value: Tensor) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    small = value.to(torch.float16)
+    return small if bool(small.isfinite().all()) else value

@@ -1,0 +1,128 @@
+"""Pairs of a degraded and a clean photograph of one scene as a source of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from restorekit import datasets
+from restorekit.datasets import Dataset
+from restorekit.errors import ImageError, TrainingError
+from restorekit.training.cache import Decoded, Photograph
+from restorekit.training.sources import Cut, Skipped, Source, decode_all, first_readable, hold_out
+from restorekit.training.spec import DataSpec, PairSpec
+
+
+class Pairs(Source):
+    """Pairs; ``trained`` and ``held_out`` are their clean photographs.
+
+    Args:
+        decoded: their pixels.
+        found: degraded and clean photographs.
+        skipped: files that were left out.
+        spec: which are held out.
+        scale: of the network: side of clean patches divided by side of degraded ones.
+    """
+
+    def __init__(
+        self,
+        decoded: Decoded,
+        found: list[tuple[Photograph, Photograph]],
+        skipped: list[Skipped],
+        spec: DataSpec,
+        scale: int = 1,
+    ) -> None:
+        where = f"data.pairs: {', '.join(map(_said, spec.pairs))}"
+        super().__init__(*hold_out([clean for _, clean in found], spec.hold_out, where, skipped), skipped)
+        self._partner = {clean.name: degraded for degraded, clean in found}
+        self._decoded, self._scale = decoded, scale
+        self._candidates: dict[int, list[Photograph]] = {}
+
+    @classmethod
+    def load(cls, spec: DataSpec, scale: int = 1) -> Self:
+        """Read folders of pairs; a pair whose sizes do not fit is left out, as is a file without partner.
+
+        Raises:
+            TrainingError: a folder is missing, or they hold too few pairs to train on.
+        """
+        decoded = Decoded(Path(spec.cache) if spec.cache else None)
+        alone: list[Skipped] = []
+        jobs = []
+        for folder in spec.pairs:
+            found = find_pairs(folder)
+            alone += [Skipped(path, "its partner is missing") for path in found.unpaired]
+            prefix = f"{_said(folder)}/" if len(spec.pairs) > 1 else ""
+            for sample in found.samples:
+                assert sample.degraded is not None
+                job = partial(_pair, decoded, prefix + sample.name, sample.degraded, sample.clean, scale)
+                jobs.append((sample.degraded, job))
+        pairs, failed = decode_all(jobs)
+        return cls(decoded, pairs, alone + failed, spec, scale)
+
+    def cut(self, side: int, random: np.random.Generator) -> Cut:
+        """Cut the same random window of both photographs of a random pair."""
+        candidates = self._large_enough(side)
+        if not candidates:
+            raise TrainingError(f"no pair is at least {side} pixels wide and high", "use smaller patches")
+        whole = first_readable(candidates, int(random.integers(len(candidates))), self.whole)
+        assert whole.degraded is not None
+        top, left = (int(random.integers(length - side + 1)) for length in whole.degraded.shape[:2])
+        degraded = whole.degraded[top : top + side, left : left + side]
+        top, left, side = (value * self._scale for value in (top, left, side))
+        return Cut(whole.clean[top : top + side, left : left + side], degraded)
+
+    def whole(self, photograph: Photograph) -> Cut:
+        """Return a clean photograph and its degraded partner."""
+        pixels = self._decoded.pixels
+        return Cut(pixels(photograph), pixels(self._partner[photograph.name]))
+
+    def files(self) -> Iterable[Photograph]:
+        """Return both photographs of every pair."""
+        for clean in (*self.trained, *self.held_out):
+            yield from (clean, self._partner[clean.name])
+
+    def _large_enough(self, side: int) -> list[Photograph]:
+        if side not in self._candidates:
+            self._candidates[side] = [
+                one for one in self.trained if min(self._partner[one.name].size) >= side
+            ]
+        return self._candidates[side]
+
+
+def find_pairs(folder: str | PairSpec) -> Dataset:
+    """Return the pairs of two folders, or of a folder that holds both in a usual layout; opens no image.
+
+    Raises:
+        ImageError: a folder is missing, or no file has a partner.
+        TrainingError: the folder holds clean images alone.
+    """
+    if isinstance(folder, PairSpec):
+        return datasets.find_between(Path(folder.degraded), Path(folder.clean))
+    found = datasets.find(Path(folder))
+    if not found.paired:
+        raise TrainingError(
+            f"data.pairs: {folder} holds no two folders such as input and target",
+            "name them: pairs: {degraded: FOLDER, clean: FOLDER}",
+        )
+    return found
+
+
+def _said(folder: str | PairSpec) -> str:
+    return folder if isinstance(folder, str) else folder.clean
+
+
+def _pair(
+    decoded: Decoded, name: str, degraded: Path, clean: Path, scale: int
+) -> tuple[Photograph, Photograph]:
+    one, other = decoded.add(f"{name} (degraded)", degraded), decoded.add(name, clean)
+    if tuple(length * scale for length in one.size) != other.size:
+        (height, width), (clean_height, clean_width) = one.size, other.size
+        expected = f", expected {scale} times as large" if scale > 1 else ""
+        raise ImageError(
+            f"{degraded.name} is {width}x{height} and {clean.name} {clean_width}x{clean_height}{expected}"
+        )
+    return one, other

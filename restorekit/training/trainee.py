@@ -1,0 +1,172 @@
+"""What is trained, behind one interface: a backbone, an adapter on one, or a refiner behind one.
+
+The loop knows nothing else of networks. Which components these are is build.py.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.errors import TrainingError
+
+
+class Trainee(nn.Module, ABC):
+    """Maps degraded images to everything that is compared with the clean ones.
+
+    Attributes:
+        parts: what is trained, by name, the part first whose weights are the run's. Everything else is
+            frozen and stays in eval mode.
+        size_multiple: sides of patches are a multiple of this.
+        channels: C of the images.
+        scale: side of the outputs divided by side of the input.
+        precisions: those that it is known to work in.
+    """
+
+    size_multiple: int
+    channels: int
+    scale: int
+    precisions: frozenset[torch.dtype]
+
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """What is trained, by name."""
+
+    @abstractmethod
+    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> every output that is compared, the final one first."""
+
+    @abstractmethod
+    def restore(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), the final output alone; for validation."""
+
+    def freeze_the_rest(self) -> Self:
+        """Leave gradients to the parts that are trained; what a part froze itself stays frozen."""
+        trained = {id(parameter) for parameter in self.trained_parameters().values()}
+        for parameter in self.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
+        return self.train()
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are trained, as ``part.name``."""
+        return {
+            f"{part}.{name}": parameter
+            for part, module in self.parts.items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state of the parts that are trained, as ``part.name``."""
+        return {
+            f"{part}.{name}": value
+            for part, module in self.parts.items()
+            for name, value in module.state_dict().items()
+        }
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what ``state`` returned.
+
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        for part, module in self.parts.items():
+            own = {name: value for name, value in state.items() if name.startswith(f"{part}.")}
+            module.load_state_dict({name.removeprefix(f"{part}."): value for name, value in own.items()})
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the parts that are trained; the frozen ones stay in eval mode."""
+        super().train(False)
+        for module in self.parts.values():
+            module.train(mode)
+        return self
+
+
+class BackboneTrainee(Trainee):
+    """A backbone, or an adapter that is trained on a frozen one.
+
+    Args:
+        backbone: the network.
+        adapter: is attached to the backbone. It must share its parameters with the network it makes.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Adapter | None = None) -> None:
+        super().__init__()
+        self.adapter = adapter
+        self.network = adapter.attach(backbone) if adapter else backbone
+        self.size_multiple, self.channels = self.network.size_multiple, self.network.channels
+        self.scale, self.precisions = self.network.scale, self.network.precisions
+        self.freeze_the_rest()
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The adapter, or else the backbone."""
+        return {"adapter": self.adapter} if self.adapter else {"backbone": self.network}
+
+    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> every output of the backbone, the final one first."""
+        return tuple(self.network.training_outputs(degraded))
+
+    def restore(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        restored: Tensor = self.network(degraded)
+        return restored
+
+
+class RefinerTrainee(Trainee):
+    """A refiner behind a backbone, which is frozen or trained with it.
+
+    A trained backbone is compared with the clean image too, as PTG-RM trains (arXiv 2403.06793, eq. 8).
+
+    Args:
+        refiner: is trained.
+        prior: guides it; sees the degraded image.
+        backbone: what is refined.
+        joint: train the backbone too.
+    """
+
+    def __init__(self, refiner: Refiner, prior: Prior, backbone: Backbone, *, joint: bool = False) -> None:
+        super().__init__()
+        if backbone.scale != 1:
+            raise TrainingError(
+                f"a refiner needs images of one size, the backbone enlarges {backbone.scale} times",
+                "name a backbone of scale 1",
+            )
+        self.refiner, self.prior, self.backbone, self.joint = refiner, prior, backbone, joint
+        self.size_multiple = math.lcm(refiner.size_multiple, backbone.size_multiple)
+        self.channels, self.scale = backbone.channels, 1
+        self.precisions = backbone.precisions
+        self.freeze_the_rest()
+
+    @property
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The refiner, and the backbone where both are trained."""
+        return (
+            {"refiner": self.refiner, "backbone": self.backbone} if self.joint else {"refiner": self.refiner}
+        )
+
+    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
+        """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained."""
+        if self.joint:
+            outputs = tuple(self.backbone.training_outputs(degraded))
+            return (self._refined(degraded, outputs[0]), *outputs)
+        with torch.no_grad():
+            restored = self.backbone(degraded)
+        return (self._refined(degraded, restored),)
+
+    def restore(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self._refined(degraded, self.backbone(degraded))
+
+    def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:
+        with torch.no_grad():
+            guidance: PriorFeatures = self.prior(degraded.clamp(0, 1).expand(-1, 3, -1, -1))
+        refined: Tensor = self.refiner(degraded, restored, guidance)
+        return refined
