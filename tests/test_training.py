@@ -170,7 +170,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(folder, tmp_p
             with torch.no_grad():
                 run.learner.trainee.network.conv.weight.fill_(float("nan"))
 
-    with pytest.raises(TrainingError, match=r"the loss is nan at step 3, its batch is in .*bad-batch-3") as error:
+    with pytest.raises(TrainingError, match="the loss is nan at step 3, its batch is in") as error:
         run.train(poison)
     batch = load_file(tmp_path / "bad-batch-3.safetensors")
     assert str(tmp_path / "bad-batch-3.safetensors") in error.value.message
@@ -224,7 +224,9 @@ def test_disk_that_fills_up_for_real_keeps_the_previous_checkpoint(folder, tmp_p
 
 def test_average_follows_the_weights_from_the_start(folder, tmp_path):
     stages = [{"steps": 40, "patch": 16, "batch": 1}]
-    run = begin(spec_for(folder, optimizer={"lr": 1e-2, "warmup": 0}, stages=stages, validate_every=40), tmp_path)
+    run = begin(
+        spec_for(folder, optimizer={"lr": 1e-2, "warmup": 0}, stages=stages, validate_every=40), tmp_path
+    )
     start = weights_of(run)["backbone.conv.weight"]
     run.train()
     end, average = weights_of(run)["backbone.conv.weight"], run.learner.average.values["backbone.conv.weight"]
@@ -265,7 +267,10 @@ def test_best_weights_are_those_of_the_best_validation(folder, tmp_path):
     run = begin(spec, tmp_path)
     seen = {}
     run.train(lambda step, row: seen.setdefault(step, weights_of(run)))
-    rows = [(row["val_sigma15"] + row["val_sigma25"] + row["val_sigma50"], row["step"]) for row in run.progress.rows]
+    rows = [
+        (row["val_sigma15"] + row["val_sigma25"] + row["val_sigma50"], row["step"])
+        for row in run.progress.rows
+    ]
     best = int(max(rows)[1])
     assert best == run.progress.best_step < 10
     result = load_file(tmp_path / "weights.safetensors")
@@ -317,7 +322,9 @@ def test_folder_that_is_no_run_is_refused(tmp_path):
 def test_command_trains_refuses_to_overwrite_and_resumes(folder, tmp_path, run):
     config, output = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(document(folder)))
-    code, out, err = run("train", config, "-o", output, "--device", "cpu", "--set", "stages=[{steps: 2, patch: 16, batch: 1}]")
+    code, out, err = run(
+        "train", config, "-o", output, "--device", "cpu", "--set", "stages=[{steps: 2, patch: 16, batch: 1}]"
+    )
     assert code == 0 and out.strip() == str(output / "weights.safetensors"), err
     assert "forward+backward" in err
     code, _, err = run("train", config, "-o", output, "--device", "cpu")

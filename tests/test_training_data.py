@@ -36,7 +36,14 @@ def source_of(folder, **facts):
 
 
 def pairs_of(folder, scale=1, **facts):
-    return load_source(check(DataSpec, {"pairs": folder if isinstance(folder, list) else str(folder), "hold_out": 1, **facts}, "test"), scale)
+    return load_source(
+        check(
+            DataSpec,
+            {"pairs": folder if isinstance(folder, list) else str(folder), "hold_out": 1, **facts},
+            "test",
+        ),
+        scale,
+    )
 
 
 def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
@@ -102,8 +109,8 @@ def test_photograph_that_vanishes_in_the_middle_of_a_run_is_skipped(tmp_path, ca
     assert all(batch(source, count=8, step=step)[1].shape == (8, 3, 24, 24) for step in range(4))
     for path in cache_folder.iterdir():
         path.unlink()
-    for photograph in source.trained[1:]:
-        photograph.path.write_text("rubbish")
+    for one in source.trained[1:]:
+        one.path.write_text("rubbish")
     fresh = Photographs(
         source._decoded.__class__(), list(source.trained) + list(source.held_out), [], source_spec(tmp_path)
     )
@@ -332,3 +339,12 @@ def test_jpeg_loses_more_at_lower_quality():
     image = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
     errors = [float((compress_jpeg(image, quality) - image).square().mean()) for quality in (20, 60, 95)]
     assert errors[0] > errors[1] > errors[2] > 0
+
+
+def test_damaged_file_in_the_cache_is_decoded_again(folder, cache_folder):
+    expected = batch(source_of(folder))[1]
+    for path, content in zip(sorted(cache_folder.iterdir()), (b"", b"rubbish", b"\x93NUMPY"), strict=False):
+        path.write_bytes(content)
+    whole = sorted(cache_folder.iterdir())[3]
+    whole.write_bytes(whole.read_bytes()[:5000])
+    assert torch.equal(batch(source_of(folder))[1], expected)
