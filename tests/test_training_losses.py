@@ -32,9 +32,8 @@ def test_psnr_loss_is_minus_psnr_and_finite_for_equal_images():
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_descent_on_every_loss_leads_to_the_clean_image(name):
     clean = image(side=16)
-    restored = (
-        clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-    ).requires_grad_()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    restored = (clean + 0.1 * noise).requires_grad_()
     optimizer = torch.optim.Adam([restored], 0.01)
     start = float(LOSSES[name](restored.detach(), clean))
     for _ in range(20):
@@ -74,9 +73,8 @@ def test_edge_loss_sees_edges_and_no_shift_of_level():
     assert float(edge_loss(clean + 0.3, clean)) == pytest.approx(1e-3, rel=0.01)
     other = image(1)
     padded = np.pad((clean - other).numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
-    neighbours = (
-        padded[..., :-2, 1:-1] + padded[..., 2:, 1:-1] + padded[..., 1:-1, :-2] + padded[..., 1:-1, 2:]
-    )
+    rows, columns = padded[..., 1:-1], padded[..., 1:-1, :]
+    neighbours = rows[..., :-2, :] + rows[..., 2:, :] + columns[..., :-2] + columns[..., 2:]
     expected = np.sqrt((neighbours - 4 * padded[..., 1:-1, 1:-1]) ** 2 + 1e-6).mean()
     assert float(edge_loss(clean, other)) == pytest.approx(expected, rel=1e-5)
 

@@ -42,11 +42,10 @@ FAST = {"optimizer": {"lr": 1e-2, "warmup": 0}, "validate_every": 10}
 def test_adapter_is_trained_on_a_backbone_that_stays_as_it_is(folder, tmp_path, weights):
     backbone = {"name": "learner", "weights": weights}
     run = prepare(spec_for(folder, backbone=backbone, adapter="shift", **FAST), tmp_path / "run", "cpu")
-    before = {
-        name: value.clone() for name, value in run.learner.trainee.network.backbone.state_dict().items()
-    }
+    frozen = run.learner.trainee.network.backbone
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
     result = run.train()
-    after = run.learner.trainee.network.backbone.state_dict()
+    after = frozen.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert load_file(result).keys() == {"colour"} and load_file(result)["colour"].abs().sum() > 0
     with safe_open(result, "pt") as file:
