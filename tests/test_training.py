@@ -170,9 +170,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_its_batch(folder, tmp_p
             with torch.no_grad():
                 run.learner.trainee.network.conv.weight.fill_(float("nan"))
 
-    with pytest.raises(
-        TrainingError, match=r"the loss is nan at step 3, its batch is in .*bad-batch-3"
-    ) as error:
+    with pytest.raises(TrainingError, match="the loss is nan at step 3, its batch is in") as error:
         run.train(poison)
     batch = load_file(tmp_path / "bad-batch-3.safetensors")
     assert str(tmp_path / "bad-batch-3.safetensors") in error.value.message

@@ -375,3 +375,12 @@ def test_mistakes_in_a_degradation_have_their_place(folder, degradation, where):
     document = {"backbone": "nafnet", "data": {"folder": str(folder)}, "degradation": degradation}
     with pytest.raises(ConfigError, match=where):
         check(TrainSpec, {**document, "stages": [{"steps": 1, "patch": 24, "batch": 3}]}, "test")
+
+
+def test_damaged_file_in_the_cache_is_decoded_again(folder, cache_folder):
+    expected = batch(source_of(folder))[1]
+    for path, content in zip(sorted(cache_folder.iterdir()), (b"", b"rubbish", b"\x93NUMPY"), strict=False):
+        path.write_bytes(content)
+    whole = sorted(cache_folder.iterdir())[3]
+    whole.write_bytes(whole.read_bytes()[:5000])
+    assert torch.equal(batch(source_of(folder))[1], expected)

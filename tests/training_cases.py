@@ -172,11 +172,11 @@ def write_pairs(folder, count=4, scale=1):
     return folder
 
 
-def document(data, **changes):
+def document(folder, **changes):
     """Return a config as YAML gives it: ten steps of two stages."""
     facts = {
         "backbone": "learner",
-        "data": {"folder": str(data), "hold_out": 1, "scales": [1.0, 0.5]},
+        "data": {"folder": str(folder), "hold_out": 1, "scales": [1.0, 0.5]},
         "stages": [{"steps": 6, "patch": 16, "batch": 2}, {"steps": 4, "patch": 32, "batch": 2}],
         "validate_every": 5,
         "save_every": 1,
@@ -186,5 +186,5 @@ def document(data, **changes):
     return {**facts, **changes}
 
 
-def spec_for(data, **changes):
-    return TrainSpec.model_validate(document(data, **changes))
+def spec_for(folder, **changes):
+    return TrainSpec.model_validate(document(folder, **changes))

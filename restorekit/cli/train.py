@@ -28,7 +28,7 @@ def train(
 ) -> None:
     """Train a network; checkpoints, the curve and the weights go to the folder of the run.
 
-    Several processes: torchrun --nproc-per-node 2 -m restorekit train CONFIG, or accelerate launch.
+    Several processes: torchrun --nproc-per-node 2 -m restorekit train CONFIG, or on GPUs accelerate launch.
     """
     from restorekit.training.spec import TrainSpec
 
@@ -42,7 +42,6 @@ def train(
     from restorekit.runtime import tune_allocator
     from restorekit.training.folder import RunFolder
     from restorekit.training.loop import prepare
-    from restorekit.training.processes import is_first
 
     if not resume and RunFolder(folder).in_use:
         raise TrainingError(
@@ -51,7 +50,7 @@ def train(
     logging.basicConfig(format="%(levelname)s: %(message)s")
     tune_allocator()
     run = prepare(spec, folder, device, resume=resume)
-    talks = is_first()
+    talks = run.processes.rank == 0
     if talks:
         for skipped in run.source.skipped:
             note(f"warning: {skipped.path} is left out: {skipped.reason}")

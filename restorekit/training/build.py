@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,6 +29,10 @@ _REGISTRIES: dict[str, registry.Registry[Any]] = {
     "prior": registry.priors,
     "perceptual": registry.priors,
 }
+
+
+# The prior comes before the refiner, whose width it decides.
+_ORDER = ("backbone", "adapter", "prior", "refiner", "perceptual")
 
 
 @dataclass(frozen=True)
@@ -56,14 +61,12 @@ def build_networks(spec: TrainSpec) -> Networks:
         UnknownComponentError: a component is not installed.
     """
     parts = find_parts(spec)
-    for part in parts.values():
-        _check_arguments(part)
+    _check_arguments(parts)
     parts = {key: _with_file(part) for key, part in parts.items()}
     torch.manual_seed(spec.seed)
     trained = spec.trained_parts
     modules: dict[str, nn.Module] = {}
-    # The prior comes before the refiner, whose width it decides.
-    for key in ("backbone", "adapter", "prior", "refiner", "perceptual"):
+    for key in _ORDER:
         if key in parts:
             if key == "refiner":
                 parts[key] = _fitting(parts[key], cast(Prior, modules["prior"]))
@@ -100,13 +103,16 @@ def find_parts(spec: TrainSpec) -> dict[str, Part]:
     }
 
 
-def _check_arguments(part: Part) -> None:
-    kind = part.entry.load()
-    # A bridge takes its arguments with the tensors of a file, which is not opened yet.
-    if isinstance(kind, type) and issubclass(kind, DetectedBackbone):
-        return
+def _check_arguments(parts: Mapping[str, Part]) -> None:
+    """Build everything on the meta device: no memory, no values."""
+    modules: dict[str, nn.Module] = {}
     with torch.device("meta"):
-        construct(part)
+        for key in (key for key in _ORDER if key in parts):
+            kind = parts[key].entry.load()
+            # A bridge takes its arguments with the tensors of a file, which is not opened yet.
+            if not (isinstance(kind, type) and issubclass(kind, DetectedBackbone)):
+                prior = cast("Prior | None", modules.get("prior"))
+                modules[key] = construct(_fitting(parts[key], prior) if prior else parts[key])
 
 
 def _with_file(part: Part) -> Part:
@@ -115,7 +121,7 @@ def _with_file(part: Part) -> Part:
 
 def _fitting(refiner: Part, prior: Prior) -> Part:
     """Tell a refiner how many features its prior has, where it asks and the config does not say."""
-    takes = inspect.signature(refiner.entry.load()).parameters
+    takes = inspect.signature(refiner.entry.load()).parameters if refiner.kind == "refiner" else {}
     if "prior_features" not in takes or "prior_features" in refiner.params:
         return refiner
     params = {**refiner.ref.params, "prior_features": prior.features}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # Raised when the same file and scale would decode to other values.
 _VERSION = 1
+# How npy files of the first version of the format begin.
+_NPY_1 = b"\x93NUMPY\x01\x00"
 # Mapped files that stay open; a kernel allows some 65,000 for a process.
 _OPEN = 4096
 
@@ -98,8 +101,17 @@ class Decoded:
             return pixels
 
     def _map(self, photograph: Photograph, scale: float) -> Pixels:
-        pixels: Pixels = np.load(self._file(photograph, scale), mmap_mode="r", allow_pickle=False)
-        return pixels
+        path = self._file(photograph, scale)
+        # numpy reads the header with ast, which fails now and then when several threads use it
+        # (python/cpython#106905, Python 3.11).
+        with path.open("rb") as file:
+            preamble = file.read(10)
+            header = file.read(int.from_bytes(preamble[8:10], "little")).decode("latin1")
+        shape = re.search(r"'shape': \((\d+), (\d+), 3\)", header)
+        if preamble[:8] != _NPY_1 or shape is None:
+            raise ValueError(f"{path} holds no decoded photograph")
+        size = int(shape[1]), int(shape[2]), 3
+        return np.memmap(path, np.uint8, "r", len(preamble) + len(header), size)
 
     def _file(self, photograph: Photograph, scale: float) -> Path:
         return self.folder / f"{photograph.sha256[:32]}-{scale:g}-v{_VERSION}.npy"

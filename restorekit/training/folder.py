@@ -89,6 +89,9 @@ class RunFolder:
             },
         }
         ensure_writable(self.path)
+        # What a killed run had half written.
+        for leftover in self.path.glob(".*.*.safetensors"):
+            leftover.unlink()
         for path, content in ((self.config, text), (self.environment, json.dumps(facts, indent=2) + "\n")):
             with writing(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")

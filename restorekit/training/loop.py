@@ -146,7 +146,10 @@ class Run:
         spec, progress = self.spec, self.progress
 
         def make(step: int) -> tuple[Tensor, Tensor]:
-            return self._batches.batch(step, stage_at(spec.stages, step))
+            images = self._batches.batch(step, stage_at(spec.stages, step))
+            # Pinned memory is copied to a GPU while that computes.
+            on_gpu = self.processes.device.type == "cuda"
+            return (images[0].pin_memory(), images[1].pin_memory()) if on_gpu else images
 
         batches = ahead(make, progress.step, spec.steps, spec.data.workers)
         with closing(batches):

@@ -20,6 +20,9 @@ from restorekit.training.trainee import Trainee
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+# Where launchers say how many processes there are: torchrun and accelerate; MPI in its flavours.
+_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
 
 class Processes:
     """A single process.
@@ -120,7 +123,7 @@ def processes(device: torch.device) -> Processes:
     Raises:
         TrainingError: there are several and accelerate is not installed.
     """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    count = max(int(os.environ.get(name, "1")) for name in _COUNTS)
     if count == 1:
         return Processes(device)
     try:
@@ -131,8 +134,3 @@ def processes(device: torch.device) -> Processes:
             "install it: pip install 'restorekit[train]'",
         ) from error
     return Accelerated(Accelerator(cpu=device.type == "cpu"))
-
-
-def is_first() -> bool:
-    """Tell whether this process is the one that talks; cheap, before anything is set up."""
-    return os.environ.get("RANK", "0") == "0"
