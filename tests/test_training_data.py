@@ -384,3 +384,22 @@ def test_damaged_file_in_the_cache_is_decoded_again(folder, cache_folder):
     whole = sorted(cache_folder.iterdir())[3]
     whole.write_bytes(whole.read_bytes()[:5000])
     assert torch.equal(batch(source_of(folder))[1], expected)
+
+
+def test_gray_patches_have_the_same_noise_in_every_colour(folder):
+    noise = DenoiseSpec(sigma=(20, 20), clean=0, jpeg=0.2)
+    degraded, clean = batch(source_of(folder), count=40, degradation=noise, augment=AugmentSpec(gray=0.5))
+    gray = [bool((patch == patch[:1]).all()) for patch in clean]
+    assert 10 < sum(gray) < 30
+    assert [bool((patch - patch[:1]).abs().max() < 0.02) for patch in degraded] == gray
+    assert all((one - other).std() > 0.01 for one, other in zip(degraded, clean, strict=True))
+
+
+def test_gray_patches_change_no_other_draw(folder):
+    noise = DenoiseSpec(sigma=(20, 20), clean=0, jpeg=0)
+    plain, mixed = (
+        batch(source_of(folder), count=8, degradation=noise, augment=AugmentSpec(gray=share))[1]
+        for share in (0, 0.5)
+    )
+    kept = [bool((patch != patch[:1]).any()) for patch in mixed]
+    assert any(kept) and torch.equal(plain[kept], mixed[kept])

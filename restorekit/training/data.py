@@ -58,7 +58,12 @@ class Batches:
         random = np.random.default_rng((self.seed, step))
         noise = torch.Generator().manual_seed(int(random.integers(2**62)))
         cuts = [self._cut(stage.patch, random) for _ in range(stage.batch)]
-        both = [(self._degraded(clean, degraded, random, noise), clean) for clean, degraded in cuts]
+        # Drawn apart, so that a run without gray patches is the same with this choice and before it.
+        gray = np.random.default_rng((self.seed, step, 2)).random(stage.batch) < self.augment.gray
+        both = [
+            self._both(clean, degraded, bool(is_gray), random, noise)
+            for (clean, degraded), is_gray in zip(cuts, gray, strict=True)
+        ]
         degraded, clean = (torch.stack(images) for images in zip(*both, strict=True))
         return self._blended(degraded, clean, step)
 
@@ -71,6 +76,21 @@ class Batches:
         if cut.degraded is None:
             return clean, None
         return clean, to_channels(_turned(cut.degraded, quarters, mirrored), self.channels)
+
+    def _both(
+        self,
+        clean: Tensor,
+        degraded: Tensor | None,
+        is_gray: bool,
+        random: np.random.Generator,
+        noise: torch.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        if is_gray and degraded is None and self.channels == 3:
+            # A gray photograph in a colour network has the same noise in every colour.
+            luma = (clean * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+            shape = (self.channels, -1, -1)
+            return self._degraded(luma, None, random, noise).expand(shape), luma.expand(shape)
+        return self._degraded(clean, degraded, random, noise), clean
 
     def _degraded(
         self, clean: Tensor, degraded: Tensor | None, random: np.random.Generator, noise: torch.Generator

@@ -104,6 +104,10 @@ class AugmentSpec(Spec):
 
     rotate: bool = Field(default=True, description="turn by quarters")
     flip: bool = Field(default=True, description="mirror half of them")
+    gray: Share = Field(
+        default=0.0,
+        description="share of clean patches taken gray, with the same noise in every colour",
+    )
     mixup: Share = Field(default=0.0, description="share of batches blended with themselves in another order")
 
 
