@@ -6,7 +6,9 @@ from training_cases import photograph, write_pairs, write_photographs
 
 from restorekit.config import check
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
+from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError, TrainingError
+from restorekit.evaluation.protocols import find_protocol
 from restorekit.training.data import Batches, load_source
 from restorekit.training.photographs import Photographs
 from restorekit.training.prefetch import ahead
@@ -403,3 +405,48 @@ def test_gray_patches_change_no_other_draw(folder):
     )
     kept = [bool((patch != patch[:1]).any()) for patch in mixed]
     assert any(kept) and torch.equal(plain[kept], mixed[kept])
+
+
+def laws(*wanted, **facts):
+    document = {
+        "backbone": "nafnet",
+        "data": {"folder": "x"},
+        "stages": [{"steps": 1, "patch": 8, "batch": 1}],
+    }
+    return check(TrainSpec, {**document, "validation": list(wanted), **facts}, "test").validation
+
+
+def test_validation_goes_by_protocols(folder):
+    batches = Batches(source_of(folder), DenoiseSpec())
+    wanted = laws({"protocol": "restormer-gaussian-color", "settings": {"sigma": 50}}, "clean-identity-rgb")
+    chosen = validation_set(batches, wanted=wanted)
+    noisy = chosen.measure(lambda degraded: degraded)
+    assert list(noisy) == ["restormer-gaussian-color sigma=50", "clean-identity-rgb"] == list(chosen.decisive)
+    assert noisy["clean-identity-rgb"] == 100 and 13 < noisy["restormer-gaussian-color sigma=50"] < 16
+    law = find_protocol("restormer-gaussian-color")
+    patch = chosen.clean[0].permute(1, 2, 0).numpy()
+    _, degraded = law.pair(patch, None, {"sigma": 50})
+    np.testing.assert_array_equal(chosen.inputs[law.name + " sigma=50"][0].permute(1, 2, 0), degraded)
+
+
+def test_validation_by_a_protocol_of_pairs_degrades_clean_patches_in_one_way(folder):
+    batches = Batches(source_of(folder), RecipeSpec(name="rain"))
+    one, other = (validation_set(batches, wanted=laws("paired-rgb")) for _ in range(2))
+    assert torch.equal(one.inputs["paired-rgb"], other.inputs["paired-rgb"])
+    assert one.measure(lambda degraded: degraded)["paired-rgb"] < 45
+
+
+def test_validation_by_a_protocol_takes_pairs(pairs):
+    chosen = validation_set(Batches(pairs_of(str(pairs)), None), wanted=laws("gopro-rgb"))
+    figure = chosen.measure(lambda degraded: degraded)["gopro-rgb"]
+    assert chosen.measure(lambda degraded: degraded * 2)["gopro-rgb"] > figure + 20
+
+
+def test_protocols_that_do_not_fit_are_refused(folder):
+    batches = Batches(source_of(folder), DenoiseSpec())
+    with pytest.raises(TrainingError, match="gives patches of"):
+        validation_set(batches, wanted=laws({"protocol": "sr-y-crop", "settings": {"scale": 2}}))
+    with pytest.raises(TrainingError, match=r"compares \(128, 128, 1\)"):
+        validation_set(batches, wanted=laws("restormer-gaussian-gray"))
+    with pytest.raises(ConfigError, match="no protocol called 'gpro'"):
+        validation_set(batches, wanted=laws("gpro"))

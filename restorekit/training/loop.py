@@ -119,7 +119,7 @@ class Run:
             if self.progress.step == 0:
                 self._save()
         multiple = self.networks.trainee.size_multiple
-        validation = validation_set(self._batches, multiple) if first else None
+        validation = validation_set(self._batches, multiple, self.spec.validation) if first else None
         board = (
             Board(self.folder.path / "board", self.progress.step) if first and self.spec.tensorboard else None
         )

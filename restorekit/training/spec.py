@@ -133,6 +133,23 @@ class OptimizerSpec(Spec):
     )
 
 
+def _law(value: object) -> object:
+    return {"protocol": value} if isinstance(value, str) else value
+
+
+class ValidationSpec(Spec):
+    """A protocol of `restorekit eval`, on patches of the photographs held out."""
+
+    protocol: str
+    settings: Mapping[str, float] = Field(default={}, description="of the protocol, as {sigma: 25}")
+
+
+Validations = Annotated[
+    tuple[Annotated[ValidationSpec, BeforeValidator(_law, json_schema_input_type=str | ValidationSpec)], ...],
+    BeforeValidator(_several),
+]
+
+
 def _weights(value: object) -> object:
     """Read a loss as a weighted sum: one name is that loss alone."""
     losses: Any = {value: 1.0} if isinstance(value, str) else value
@@ -180,6 +197,10 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: autocast, weights in fp32")
     ema: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.999, description="decay of the averaged weights; 0 for none"
+    )
+    validation: Validations = Field(
+        default=(),
+        description="protocols that say which weights are better; by default PSNR at fixed noise levels",
     )
     validate_every: int = Field(default=1000, gt=0, description="steps")
     save_every: int = Field(default=500, gt=0, description="steps between checkpoints")

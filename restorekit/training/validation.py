@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 from restorekit.degradations import add_gaussian_noise
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import TrainingError
+from restorekit.evaluation.protocols import Floats, Protocol, find_protocol
 from restorekit.training.data import Batches, compress_jpeg_any, degrade, reduced, to_channels
 from restorekit.training.sources import Cut, Source
-from restorekit.training.spec import DenoiseSpec
+from restorekit.training.spec import DenoiseSpec, ValidationSpec
 
 Restore = Callable[[Tensor], Tensor]
 
@@ -31,25 +33,23 @@ class ValidationSet:
         clean: patches (N, C, H, W).
         inputs: by name of the figure, degraded patches (N, C, H, W).
         decisive: the figures whose mean says which weights are better.
+        laws: by name of the figure, the protocol that measures it and its settings; others are of floats.
     """
 
     clean: Tensor
     inputs: Mapping[str, Tensor]
     decisive: tuple[str, ...]
+    laws: Mapping[str, tuple[Protocol, Mapping[str, float]]] = field(default_factory=dict)
 
     def measure(self, restore: Restore) -> dict[str, float]:
         """Return mean PSNR in dB over the patches for each input."""
-        return {name: self._psnr(restore, degraded) for name, degraded in self.inputs.items()}
+        return {name: self._psnr(restore, name) for name in self.inputs}
 
-    def _psnr(self, restore: Restore, degraded: Tensor) -> float:
-        errors = [
-            (restore(some).clamp(0, 1).cpu() - clean).square().mean((1, 2, 3))
-            for some, clean in zip(
-                torch.split(degraded, _AT_A_TIME), torch.split(self.clean, _AT_A_TIME), strict=True
-            )
-        ]
-        # An unchanged image would be infinitely good; 1e-10 is 100 dB.
-        return float((-10 * (torch.cat(errors) + 1e-10).log10()).mean())
+    def _psnr(self, restore: Restore, name: str) -> float:
+        batches = (torch.split(patches, _AT_A_TIME) for patches in (self.inputs[name], self.clean))
+        score = partial(_by_protocol, *self.laws[name]) if name in self.laws else _of_floats
+        figures = [score(restore(degraded).cpu(), clean) for degraded, clean in zip(*batches, strict=True)]
+        return float(torch.cat(figures).mean())
 
     def examples(self, restore: Restore, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield degraded, restored and clean patches (C, H, W), of different photographs and inputs."""
@@ -62,18 +62,39 @@ class ValidationSet:
             yield degraded, restore(degraded[None])[0].clamp(0, 1).cpu(), self.clean[place]
 
 
-def validation_set(batches: Batches, multiple: int = 1) -> ValidationSet:
+def _of_floats(restored: Tensor, clean: Tensor) -> Tensor:
+    errors = (restored.clamp(0, 1) - clean).square().mean((1, 2, 3))
+    # An unchanged image would be infinitely good; 1e-10 is 100 dB.
+    return -10 * (errors + 1e-10).log10()
+
+
+def _by_protocol(law: Protocol, settings: Mapping[str, float], restored: Tensor, clean: Tensor) -> Tensor:
+    pairs = zip(_pixels(clean), _pixels(restored), strict=True)
+    return torch.tensor([min(100.0, law.score(one, other, settings)["psnr"]) for one, other in pairs])
+
+
+def _pixels(patches: Tensor) -> list[Floats]:
+    return [patch.permute(1, 2, 0).numpy() for patch in patches]
+
+
+def validation_set(
+    batches: Batches, multiple: int = 1, wanted: Sequence[ValidationSpec] = ()
+) -> ValidationSet:
     """Return the validation patches of a run, the same for every run on the same photographs.
 
     Args:
         batches: of the run.
         multiple: the sides of degraded patches are a multiple of this.
+        wanted: protocols that decide; none for PSNR of pairs, or at fixed noise levels.
 
     Raises:
-        TrainingError: a photograph that is held out is smaller than that.
+        TrainingError: a photograph that is held out is smaller than that, or a protocol does not fit the run.
+        ConfigError: there is no such protocol or setting.
     """
     cuts = validation_cuts(batches.source, multiple, batches.scale)
     clean = torch.stack([to_channels(cut.clean, batches.channels) for cut in cuts])
+    if wanted:
+        return _by_protocols(cuts, clean, batches, wanted)
     if batches.degradation is None:
         pairs = [cut.degraded for cut in cuts if cut.degraded is not None]
         degraded = torch.stack([to_channels(pixels, batches.channels) for pixels in pairs])
@@ -112,6 +133,41 @@ def _window(whole: Cut, index: int, side: int, scale: int, random: np.random.Gen
     pixels = half if index % 2 and min(half.shape[:2]) >= side else whole.clean
     top, left = (int(random.integers(length - side + 1)) for length in pixels.shape[:2])
     return Cut(pixels[top : top + side, left : left + side])
+
+
+def _by_protocols(
+    cuts: Sequence[Cut], clean: Tensor, batches: Batches, wanted: Sequence[ValidationSpec]
+) -> ValidationSet:
+    inputs, laws = {}, {}
+    for spec in wanted:
+        law = find_protocol(spec.protocol)
+        settings = law.with_settings(spec.settings)
+        name = " ".join([law.name, *(f"{key}={value:g}" for key, value in settings.items())])
+        given: list[Tensor] | list[None] = [None] * len(cuts)
+        if batches.degradation is None and not law.ignores_pairs:
+            given = [to_channels(cut.degraded, batches.channels) for cut in cuts if cut.degraded is not None]
+        elif law.degrade is None and batches.degradation is not None:
+            random, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
+            small = reduced(clean, batches.scale)
+            given = [degrade(patch, batches.degradation, random, noise) for patch in small]
+        made = []
+        for patch, degraded in zip(clean, given, strict=True):
+            partner = None if degraded is None else degraded.permute(1, 2, 0).numpy()
+            whole, small_one = law.pair(patch.permute(1, 2, 0).numpy(), partner, settings)
+            if whole.shape != tuple(patch.permute(1, 2, 0).shape):
+                raise TrainingError(
+                    f"validation: {law.name} compares {whole.shape}, the network gives {tuple(patch.shape)}",
+                    "use a protocol of the same channels that cuts nothing off",
+                )
+            made.append(torch.from_numpy(np.ascontiguousarray(small_one.transpose(2, 0, 1))))
+        inputs[name], laws[name] = torch.stack(made), (law, settings)
+        expected = [side // batches.scale for side in clean.shape[-2:]]
+        if list(inputs[name].shape[-2:]) != expected:
+            raise TrainingError(
+                f"validation: {name} gives patches of {tuple(inputs[name].shape[-2:])}, expected {expected}",
+                "give the scale of the network in its settings",
+            )
+    return ValidationSet(clean, inputs, tuple(inputs), laws)
 
 
 def _degraded(clean: Tensor, spec: DenoiseSpec | RecipeSpec) -> dict[str, Tensor]:
