@@ -2,8 +2,8 @@
 
 python benchmarks/training_split.py [CONFIG] [--set KEY=VALUE] [--steps 40] [--device auto]
 
-The bundled denoiser by default; --set data.folder=PATH gives it other photographs. Waiting for data should stay
-below a tenth of a step, at every patch size.
+The bundled denoiser by default; --set data.folder=PATH gives it other photographs. Waiting for data should
+stay below a tenth of a step, at every patch size.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def main() -> None:
         validation = seconds.pop("validation")
         total = sum(seconds.values())
         shares = ", ".join(f"{name} {value / total:.1%}" for name, value in seconds.items())
-        print(
-            f"{stage.batch} patches of {stage.patch}x{stage.patch}: {1000 * total / given.steps:.0f} ms a step"
-        )
+        what = f"{stage.batch} patches of {stage.patch}x{stage.patch}"
+        print(f"{what}: {1000 * total / given.steps:.0f} ms a step")
         print(f"  {shares}; a validation {validation:.1f} s; start {prepared:.1f} s")
 
 
