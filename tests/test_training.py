@@ -99,7 +99,7 @@ def test_weights_of_a_run_work_in_a_pipeline(folder, tmp_path):
 def test_resumed_run_ends_with_the_same_weights_and_curve(folder, tmp_path, killed_at):
     # Dropout draws random numbers, and a checkpoint every third step means that steps are done again.
     backbone = {"name": "learner", "params": {"dropout": 0.3}}
-    spec = spec_for(folder, backbone=backbone, save_every=3)
+    spec = spec_for(folder, backbone=backbone, save_every=3, validate_every=5)
     whole = begin(spec, tmp_path / "whole")
     whole.train()
     with pytest.raises(KilledError):
@@ -141,8 +141,8 @@ def test_resume_with_another_config_names_what_differs(folder, tmp_path, changes
 def test_what_moves_no_weight_may_change_between_sessions(folder, tmp_path):
     with pytest.raises(KilledError):
         begin(spec_for(folder), tmp_path).train(kill_at(2))
-    begin(spec_for(folder, validate_every=10, pictures=0, description="more"), tmp_path, resume=True).train()
-    assert [row["step"] for row in curve(tmp_path)] == ["10"]
+    begin(spec_for(folder, validate_every=5, pictures=0, description="more"), tmp_path, resume=True).train()
+    assert [row["step"] for row in curve(tmp_path)] == ["5", "10"]
 
 
 def test_resume_on_other_photographs_is_refused(folder, tmp_path):
@@ -295,7 +295,7 @@ def test_tensorboard_gets_figures_and_pictures(folder, tmp_path):
 
 
 def test_folder_of_a_run_is_read_back(folder, tmp_path):
-    spec = spec_for(folder)
+    spec = spec_for(folder, validate_every=5)
     run = begin(spec, tmp_path)
     weights = run.train()
     record = read_run(tmp_path)
@@ -309,7 +309,7 @@ def test_folder_of_a_run_is_read_back(folder, tmp_path):
 
 def test_run_that_is_not_done_offers_its_best_weights(folder, tmp_path):
     with pytest.raises(KilledError):
-        begin(spec_for(folder), tmp_path).train(kill_at(7))
+        begin(spec_for(folder, validate_every=5), tmp_path).train(kill_at(7))
     record = read_run(tmp_path)
     assert record.weights == tmp_path / "best.safetensors" and not record.finished
 

@@ -1,8 +1,10 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import photograph, write_pairs, write_photographs
+from training_cases import photograph, spec_for, write_pairs, write_photographs
 
 from restorekit.config import check
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
@@ -12,6 +14,7 @@ from restorekit.evaluation.protocols import find_protocol
 from restorekit.training.data import Batches, load_source
 from restorekit.training.photographs import Photographs
 from restorekit.training.prefetch import ahead
+from restorekit.training.processes import Processes, processes
 from restorekit.training.spec import AugmentSpec, DataSpec, DenoiseSpec, StageSpec, TrainSpec
 from restorekit.training.validation import validation_cuts, validation_set
 
@@ -180,6 +183,28 @@ def test_patches_larger_than_every_photograph_are_refused(folder, pairs):
         batch(source_of(folder), patch=500)
     with pytest.raises(TrainingError, match="no pair is at least 500 pixels"):
         batch(pairs_of(pairs), patch=500)
+
+
+def test_patches_of_a_later_stage_are_looked_at_before_the_first_begins(folder):
+    stages = (StageSpec(steps=9, patch=16, batch=1), StageSpec(steps=9, patch=500, batch=1))
+    with pytest.raises(TrainingError, match="at least 500 pixels"):
+        Batches(source_of(folder), None).check(stages)
+
+
+def test_batch_that_processes_cannot_share_is_refused_at_the_start():
+    three = Processes(torch.device("cpu"))
+    three.count = 3
+    with pytest.raises(TrainingError, match=r"stages\[0\]: a batch of 2 cannot be shared by 3 processes"):
+        three.check(spec_for("x"))
+    three.count = 2
+    three.check(spec_for("x"))
+
+
+def test_several_processes_without_accelerate_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(TrainingError, match="2 processes were started, and accelerate is not installed"):
+        processes(torch.device("cpu"))
 
 
 def test_shares_of_the_degradation_are_kept(folder):

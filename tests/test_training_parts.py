@@ -1,12 +1,15 @@
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_cases import Learner, document, install, spec_for, write_pairs, write_photographs
 
-from restorekit.config import PipelineSpec, check
+from restorekit.config import PipelineSpec, check, read_yaml
 from restorekit.errors import ConfigError, TrainingError, UnknownComponentError, WeightsError
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
@@ -207,3 +210,16 @@ def test_learning_rate_warms_up_and_decays_to_the_least():
 def test_stages_follow_each_other():
     stages = (StageSpec(steps=2, patch=8, batch=1), StageSpec(steps=3, patch=16, batch=1))
     assert [stage_at(stages, step).patch for step in range(5)] == [8, 8, 16, 16, 16]
+
+
+def test_examples_in_the_document_are_configs():
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```yml\n(.*?)^```$", text, re.M | re.S)
+    assert len(examples) == 2
+    for example in examples:
+        check(TrainSpec, yaml.safe_load(example), "training.md")
+
+
+def test_shipped_configs_are_whole():
+    for path in (Path(__file__).parents[1] / "configs" / "train").glob("*.yaml"):
+        check(TrainSpec, read_yaml(path), path.name)

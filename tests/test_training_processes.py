@@ -84,6 +84,7 @@ def python(*words):
     return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_run_that_is_killed_twice_ends_with_the_same_weights(workplace):
     backbone = {"name": "learner", "params": {"dropout": 0.3}}
     config = configure(workplace, backbone=backbone, save_every=2, validate_every=5)
@@ -107,6 +108,7 @@ def test_run_that_is_killed_twice_ends_with_the_same_weights(workplace):
     assert not [path for path in parts.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_on_the_whole_batch(workplace):
     pytest.importorskip("accelerate")
     stages = [{"steps": 10, "patch": 16, "batch": 8}]

@@ -6,6 +6,7 @@ that train together each take their share of the same batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -52,6 +53,15 @@ class Batches:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     channels: int = 3
     scale: int = 1
+
+    def check(self, stages: Iterable[StageSpec]) -> None:
+        """Look whether patches of every stage can be cut, before the first stage takes its hours.
+
+        Raises:
+            TrainingError: no photograph is large enough for one of them.
+        """
+        for stage in stages:
+            self.source.cut(stage.patch, np.random.default_rng(0))
 
     def batch(self, step: int, stage: StageSpec) -> tuple[Tensor, Tensor]:
         """Return degraded and clean patches (B, C, H, W) in [0, 1], noise beyond."""

@@ -52,11 +52,13 @@ def prepare(spec: TrainSpec, folder: Path, device: str = "auto", *, resume: bool
     Raises:
         RestoreKitError: the config, the data, or the folder does not allow it; the message says why.
     """
-    networks = build_networks(spec)
     together = processes(resolve_device(device))
+    together.check(spec)
+    networks = build_networks(spec)
     with together.first_alone():
         source = load_source(spec.data, networks.trainee.scale)
     run = Run(spec, networks, source, folder, together)
+    run.batches.check(spec.stages)
     if resume:
         run.resume()
     return run
@@ -73,6 +75,7 @@ class Run:
         together: the processes that train.
 
     Attributes:
+        batches: what it sees.
         progress: the step that is reached, and the figures so far.
         clock: where the time went.
     """
@@ -84,7 +87,7 @@ class Run:
         self.folder, self.clock, self.progress = RunFolder(folder), Clock(), Progress()
         self.learner = Learner(spec, networks, together, self.clock)
         trainee = networks.trainee
-        self._batches = Batches(source, spec.noise, spec.seed, spec.augment, trainee.channels, trainee.scale)
+        self.batches = Batches(source, spec.noise, spec.seed, spec.augment, trainee.channels, trainee.scale)
 
     def resume(self) -> None:
         """Continue from the last checkpoint.
@@ -119,7 +122,7 @@ class Run:
             if self.progress.step == 0:
                 self._save()
         multiple = self.networks.trainee.size_multiple
-        validation = validation_set(self._batches, multiple, self.spec.validation) if first else None
+        validation = validation_set(self.batches, multiple, self.spec.validation) if first else None
         board = (
             Board(self.folder.path / "board", self.progress.step) if first and self.spec.tensorboard else None
         )
@@ -146,7 +149,7 @@ class Run:
         spec, progress = self.spec, self.progress
 
         def make(step: int) -> tuple[Tensor, Tensor]:
-            images = self._batches.batch(step, stage_at(spec.stages, step))
+            images = self.batches.batch(step, stage_at(spec.stages, step))
             # Pinned memory is copied to a GPU while that computes.
             on_gpu = self.processes.device.type == "cuda"
             return (images[0].pin_memory(), images[1].pin_memory()) if on_gpu else images

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from restorekit.errors import TrainingError
+from restorekit.training.spec import TrainSpec
 from restorekit.training.trainee import Trainee
 
 if TYPE_CHECKING:
@@ -63,17 +64,22 @@ class Processes:
     def finish(self) -> None:
         """Wait for the others and part from them."""
 
-    def share(self, batch: Tensor) -> Tensor:
-        """Return what this process takes of a batch (B, ...).
+    def check(self, spec: TrainSpec) -> None:
+        """Look whether the batches of every stage can be shared evenly.
 
         Raises:
-            TrainingError: it cannot be shared evenly.
+            TrainingError: they cannot.
         """
-        if len(batch) % self.count:
-            raise TrainingError(
-                f"a batch of {len(batch)} cannot be shared by {self.count} processes",
-                "make every stage's batch, divided by accumulate, a multiple of their number",
-            )
+        for index, stage in enumerate(spec.stages):
+            if stage.batch % (self.count * spec.accumulate):
+                raise TrainingError(
+                    f"stages[{index}]: a batch of {stage.batch} cannot be shared by {self.count} processes"
+                    + (f" in {spec.accumulate} parts" if spec.accumulate > 1 else ""),
+                    f"make it a multiple of {self.count * spec.accumulate}",
+                )
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Return what this process takes of a batch (B, ...)."""
         return batch.chunk(self.count)[self.rank]
 
 
