@@ -13,6 +13,8 @@ LIGHT = [
     "restorekit.config",
     "restorekit.errors",
     "restorekit.catalog",
+    "restorekit.degradations.spec",
+    "restorekit.training.spec",
     "restorekit.cli",
 ]
 HEAVY = ("torch", "numpy", "PIL")
