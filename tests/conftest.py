@@ -34,6 +34,8 @@ blend = strangers:Blend
 acme = strangers:WEIGHTS
 [restorekit.officials]
 AcmeNet = strangers:acme_net
+[restorekit.metrics]
+brightness = strangers:brightness
 """
 
 

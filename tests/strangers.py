@@ -104,6 +104,11 @@ class Trained(Backbone):
         return self.conv(degraded)
 
 
+def brightness(clean, restored, peak):
+    """How bright the restored image is, as a share of the peak."""
+    return float(restored.mean()) / peak
+
+
 def acme_net(arguments):
     """Build `Trained` from the arguments of the class that its authors published."""
     return Trained(width=arguments["n_feat"])

@@ -87,6 +87,14 @@ def test_page_shows_the_worst_first():
     assert text.index("bad") < text.index("fair") and "good" not in text
 
 
+def test_metric_of_a_stranger_is_measured_beside(run, pairs, strangers):
+    code, out, err = run("eval", "--data", pairs, "-m", "gain", "--metric", "brightness", "--json")
+    facts = json.loads(out)
+    assert code == 0 and 0.2 < facts["brightness"] < 0.3, err
+    assert facts["per_image"][0]["brightness"] == pytest.approx(facts["brightness"], abs=0.05)
+    assert facts["degraded"]["brightness"] == facts["brightness"]
+
+
 def test_names_in_the_page_are_escaped():
     black = np.zeros((4, 4, 3), np.float32)
     page = Page(1)
