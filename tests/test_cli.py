@@ -198,7 +198,8 @@ def test_eval_prints_the_protocol_with_the_figure(run, folder, tmp_path):
     code, out, err = run(*words, "--csv", tmp_path / "figures.csv")
     assert code == 0, err
     assert "restormer-gaussian-color sigma=15" in out
-    assert (tmp_path / "figures.csv").read_text().startswith("image,psnr,ssim,psnr_degraded,ssim_degraded,seconds\na.png,")
+    header = "image,psnr,ssim,psnr_degraded,ssim_degraded,seconds"
+    assert (tmp_path / "figures.csv").read_text().startswith(f"{header}\na.png,")
     facts = json.loads(run(*words, "--json")[1])
     assert 5 < facts["psnr"] < 60 and facts["protocol"] == "restormer-gaussian-color"
 
