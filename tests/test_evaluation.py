@@ -181,9 +181,7 @@ def test_larger_clean_images_are_cut_to_their_hazy_partners(tmp_path):
     save(tmp_path / "gt" / "1400.png", clean)
     save(tmp_path / "hazy" / "1400_1.png", clean[2:46, 10:54])
     assert measure(tmp_path, "sots-rgb").mean("psnr") == math.inf
-    with pytest.raises(
-        ImageError, match=r"1400_1\.png: the degraded image is 44 x 44, the clean one 64"
-    ):
+    with pytest.raises(ImageError, match=r"1400_1\.png: the degraded image is 44 x 44, the clean one 64"):
         measure(tmp_path, "paired-rgb")
 
 
