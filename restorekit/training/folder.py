@@ -103,15 +103,11 @@ class RunFolder:
             TrainingError: they would make it another run.
         """
         record = read_run(self.path)
-        ours, theirs = (_flat(one.model_dump(mode="json", exclude=set(_FREE))) for one in (spec, record.spec))
-        for key in sorted(ours.keys() | theirs.keys()):
-            # Where photographs lie does not matter: their hash is compared.
-            moved = key in ("data.folder", "data.pairs", "data.cache", "data.workers")
-            if not moved and ours.get(key) != theirs.get(key):
-                raise TrainingError(
-                    f"{key} is {ours.get(key)}, the run was begun with {theirs.get(key)}",
-                    f"resume with its own config, {self.config}, or train into another folder with -o",
-                )
+        for key, ours, theirs in differences(spec, record.spec):
+            raise TrainingError(
+                f"{key} is {ours}, the run was begun with {theirs}",
+                f"resume with its own config, {self.config}, or train into another folder with -o",
+            )
         if record.data_sha256 != source.sha256:
             raise TrainingError(
                 f"the photographs are not those that the run in {self.path} was begun with",
@@ -126,6 +122,15 @@ class RunFolder:
             table.writerows({name: round(value, 6) for name, value in row.items()} for row in rows)
         with writing(self.curve.with_suffix(".png")) as temporary:
             draw_curve(rows, temporary)
+
+
+def differences(one: TrainSpec, other: TrainSpec) -> list[tuple[str, Any, Any]]:
+    """Return where two configs would make different runs: the key, and the value of each."""
+    ours, theirs = (_flat(spec.model_dump(mode="json", exclude=set(_FREE))) for spec in (one, other))
+    # Where photographs lie does not matter: their hash is compared.
+    moved = ("data.folder", "data.pairs", "data.cache", "data.workers")
+    keys = sorted((ours.keys() | theirs.keys()) - set(moved))
+    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
 
 
 def read_run(folder: Path) -> RunRecord:

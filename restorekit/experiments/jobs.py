@@ -1,0 +1,180 @@
+"""The pieces of an experiment, and running them in order: what is made already is left alone."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from restorekit import datasets
+from restorekit.api import restore
+from restorekit.config import PipelineSpec
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.errors import ConfigError, TrainingError
+from restorekit.evaluation.protocols import find_protocol
+from restorekit.evaluation.run import by_recipe, evaluate
+from restorekit.files import replacing
+from restorekit.pipeline import Pipeline
+from restorekit.training.build import find_parts
+from restorekit.training.folder import RunFolder, differences, read_run
+from restorekit.training.loop import prepare
+from restorekit.training.spec import TrainSpec
+
+# Called with steps done and steps in all of one job.
+Report = Callable[[int, int], None]
+
+
+class Job(ABC):
+    """One piece of an experiment. It is made when the file it ends with is there.
+
+    Attributes:
+        name: what messages call it.
+    """
+
+    name: str
+
+    @property
+    @abstractmethod
+    def result(self) -> Path:
+        """The file it ends with, written as a whole."""
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong before anything runs.
+
+        Raises:
+            RestoreKitError: a name or an argument is wrong, or the folder holds another experiment's result.
+        """
+
+    @abstractmethod
+    def run(self, report: Report) -> None:
+        """Make the result; go on where a killed run was."""
+
+
+def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
+    """Check every job, then make those that are not made, in order.
+
+    Args:
+        jobs: in an order in which each finds what it needs.
+        begin: called before a job runs; returns what its progress is reported to.
+
+    Raises:
+        RestoreKitError: a job cannot be done; those before it are kept.
+    """
+    for job in jobs:
+        job.check()
+    for job in jobs:
+        if not job.result.exists():
+            job.run(begin(job))
+
+
+@dataclass(frozen=True)
+class Training(Job):
+    """A run of `restorekit train`.
+
+    Attributes:
+        name: of the run, also its folder's.
+        spec: its config.
+        folder: of the run.
+        device: where it runs.
+    """
+
+    name: str
+    spec: TrainSpec
+    folder: Path
+    device: str = "auto"
+
+    @property
+    def result(self) -> Path:
+        """Weights of the run."""
+        return RunFolder(self.folder).weights
+
+    def check(self) -> None:
+        """Look the components up, and compare a begun run with this config."""
+        find_parts(self.spec.model_copy(update={"backbone": _unloaded(self.spec)}))
+        if RunFolder(self.folder).in_use:
+            for key, ours, theirs in differences(self.spec, read_run(self.folder).spec):
+                raise TrainingError(
+                    f"{self.folder} was trained with {key} {theirs}, the experiment says {ours}",
+                    "name another folder with -o, or remove that one",
+                )
+
+    def run(self, report: Report) -> None:
+        """Train to the last step."""
+        run = prepare(self.spec, self.folder, self.device, resume=RunFolder(self.folder).in_use)
+        run.train(lambda step, row: report(step, self.spec.steps))
+
+
+def _unloaded(spec: TrainSpec) -> Any:
+    """Weights of a job before this one are not there yet when jobs are checked."""
+    return spec.backbone.model_copy(update={"weights": None})
+
+
+@dataclass(frozen=True)
+class Measurement(Job):
+    """A pipeline on one set of test images: a report as `restorekit eval --json` prints it.
+
+    Attributes:
+        name: what is measured.
+        pipeline: gives the pipeline, when the files it needs are made.
+        data: folder of clean images, or of pairs where there is no degradation.
+        protocol: by which it is measured.
+        file: of the report.
+        degradation: what is done to clean images; None for pairs and for protocols that degrade themselves.
+        settings: of the protocol.
+        seed: of the degradation.
+        limit: how many images, the first ones; None for all.
+        device: where it runs.
+    """
+
+    name: str
+    pipeline: Callable[[], PipelineSpec]
+    data: Path
+    protocol: str
+    file: Path
+    degradation: RecipeSpec | None = None
+    settings: Mapping[str, float] = field(default_factory=dict)
+    seed: int = 0
+    limit: int | None = None
+    device: str = "auto"
+
+    @property
+    def result(self) -> Path:
+        """The report."""
+        return self.file
+
+    def check(self) -> None:
+        """Look for the images and the protocol."""
+        if find_protocol(self.protocol).ignores_pairs and self.degradation:
+            raise ConfigError(self.name, f"protocol {self.protocol} degrades by itself", "leave one out")
+        if not datasets.find(self.data).samples:
+            raise ConfigError(self.name, f"{self.data} holds no images", "give a folder with images")
+
+    def run(self, report: Report) -> None:
+        """Restore and score every image."""
+        law = find_protocol(self.protocol)
+        layout = "clean" if self.degradation else None
+        samples = datasets.find(self.data, layout).samples[: self.limit]
+        chain = Pipeline.build(self.pipeline(), self.device)
+        done = iter(range(1, len(samples) + 1))
+        measured = evaluate(
+            lambda degraded: restore(degraded, chain, tile=0),
+            samples,
+            law,
+            law.with_settings(self.settings),
+            lambda outcome: report(next(done), len(samples)),
+            degrader=by_recipe(self.degradation, self.seed) if self.degradation else None,
+        )
+        checkpoints = [part.checkpoint for step in chain.steps for part in step.parts if part.checkpoint]
+        networks = [step.network for step in chain.steps]
+        parameters = sum(value.numel() for network in networks for value in network.parameters())
+        facts = {
+            **measured.facts(),
+            "parameters": parameters,
+            "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
+        }
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.file) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

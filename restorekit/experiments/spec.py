@@ -1,0 +1,109 @@
+"""What an experiment is: one YAML file, typed. Holds no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from restorekit.config import Component, ComponentRef, Spec, check
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.training.spec import DataSpec, Share, TrainSpec
+
+Row = Literal[
+    "independent",
+    "unified",
+    "larger",
+    "longer",
+    "specialists",
+    "adaptive",
+    "oracle",
+    "uniform",
+    "random",
+    "delta",
+    "copied",
+]
+
+
+class DiscoverySpec(Spec):
+    """How the filters of a degradation are found: FAIG from the unified model to a specialist."""
+
+    images: int = Field(default=32, gt=0, description="windows of training photographs, for each degradation")
+    patch: int = Field(default=96, gt=0, description="side of the windows in pixels")
+    rule: Literal["mid", "left"] = Field(default="mid", description="rule of the path's integral")
+    steps: int | Literal["auto"] = Field(default="auto", description="of the path; auto by completeness")
+
+
+class ComparisonSpec(Spec):
+    """Test images, and what stands beside the adaptive model in the table."""
+
+    data: str = Field(description="folder of clean test images, which nothing was trained on")
+    limit: int | None = Field(default=None, gt=0, description="use the first images only")
+    seed: int = Field(default=0, ge=0, description="of the degradation of test images")
+    degradations: Mapping[str, RecipeSpec] = Field(
+        default={}, description="of test images, where they differ from those of training"
+    )
+    rows: tuple[Row, ...] = ("independent", "unified", "adaptive", "oracle", "random")
+    larger: Mapping[str, Any] = Field(
+        default={}, description="params that make the backbone as large as the whole adaptive model"
+    )
+
+
+class AdaptiveSpec(Spec):
+    """An adaptive model from nothing: unified model, specialists, filters, deltas, classifier.
+
+    Each stage is a run of `restorekit train`: what stands under it, over what stands under ``common``, are
+    keys of its config. The chain fills in backbone, data, degradation and weights.
+    """
+
+    description: str = ""
+    seed: int = Field(default=0, ge=0)
+    backbone: Component
+    adapter: Component = Field(default=ComponentRef(name="adms"), description="with its params")
+    data: DataSpec
+    degradations: Mapping[str, RecipeSpec] = Field(min_length=2, description="by name: what is to be undone")
+    clean: Share = Field(default=0.1, description="share of patches that are left clean: the class none")
+    common: Mapping[str, Any] = Field(default={}, description="keys of every run")
+    unified: Mapping[str, Any] = Field(description="keys of the run on all degradations")
+    specialists: Mapping[str, Any] = Field(description="keys of the runs from it to one degradation each")
+    discovery: DiscoverySpec = DiscoverySpec()
+    deltas: Mapping[str, Any] = Field(description="keys of the runs of the filters of one degradation each")
+    classifier: Mapping[str, Any] = Field(description="keys of the run of the classifier")
+    comparison: ComparisonSpec | None = Field(default=None, description="the table; none without it")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if "clean" in self.degradations or "none" in self.degradations:
+            raise _wrong("clean images are a class of their own", "leave it out, and set clean: 0.1")
+        if self.comparison:
+            for name in self.comparison.degradations:
+                if name not in self.degradations:
+                    raise _wrong(f"the table names {name!r}, which is not trained", "use the same names")
+            if "larger" in self.comparison.rows and not self.comparison.larger:
+                raise _wrong("row larger needs params", "write, for example, larger: {width: 20}")
+        return self
+
+    def run(self, stage: str, **filled: Any) -> TrainSpec:
+        """Return the config of one run.
+
+        Args:
+            stage: the field that holds its keys.
+            filled: what the chain fills in; over the stage's own keys.
+
+        Raises:
+            ConfigError: a key of the stage is unknown or wrong; the path names the stage.
+        """
+        document = {
+            "seed": self.seed,
+            "data": self.data.model_dump(mode="json"),
+            **self.common,
+            **getattr(self, stage),
+            **{key: value for key, value in filled.items() if value is not None},
+        }
+        return check(TrainSpec, document, stage)
+
+
+def _wrong(message: str, hint: str) -> PydanticCustomError:
+    return PydanticCustomError("experiment", "{message}", {"message": message, "hint": hint})
