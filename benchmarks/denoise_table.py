@@ -20,11 +20,10 @@ from rich.progress import track
 from restorekit import datasets, load_pipeline, restore
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import Report, evaluate
-from restorekit.files import replacing
+from restorekit.files import Marks
 from restorekit.runtime import tune_allocator
 
 SIGMAS = (15, 25, 50)
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
 def bm3d_scores(path: Path) -> dict[float, dict[str, float]]:
@@ -59,6 +58,7 @@ def main() -> None:
     parser.add_argument("--bm3d", type=Path, default=Path("runs/bm3d.jsonl"), help="from bm3d_baseline.py")
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="files that hold the two marks")
     arguments = parser.parse_args()
+    places = [Marks(path, "figures") for path in arguments.write]
     tune_allocator()
     samples = datasets.find(arguments.data).samples
     pipeline = load_pipeline("denoise")
@@ -91,12 +91,8 @@ def main() -> None:
     )
     table = "\n".join([*rows, "", about])
     print(table)
-    for path in arguments.write:
-        text = path.read_text(encoding="utf-8")
-        head, rest = text.split(BEGIN, 1)
-        tail = rest.split(END, 1)[1]
-        with replacing(path) as temporary:
-            temporary.write_text(f"{head}{BEGIN}\n{table}\n{END}{tail}", encoding="utf-8")
+    for place in places:
+        place.write(table)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import save_file
 
 from restorekit.bench import parity, speed
-from restorekit.cli.bench import BEGIN, END
 from restorekit.errors import ConfigError, UnknownComponentError, WeightsError
 
 pytestmark = pytest.mark.usefixtures("strangers")
+
+BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_a_document_without_both_marks_is_refused_before_the_work(run, fixture, 
     page = tmp_path / "page.md"
     page.write_text(text)
     code, out, err = run("bench", "parity", "--fixtures", tmp_path / "fixtures", "--write", page)
-    assert code == 2 and "no place for the matrix" in err and not out
+    assert code == 2 and "no place for parity" in err and not out
     assert page.read_text() == text
 
 

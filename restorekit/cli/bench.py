@@ -9,12 +9,9 @@ from typing import Annotated
 import typer
 
 from restorekit.cli.output import AsJson, counting, say, say_json, table
-from restorekit.errors import OutputError
-from restorekit.files import replacing
+from restorekit.files import Marks
 
 app = typer.Typer(no_args_is_help=True, help="Measure our networks beside the published ones.")
-
-BEGIN, END = "<!-- parity: begin -->", "<!-- parity: end -->"
 
 
 @app.command()
@@ -37,9 +34,8 @@ def parity(
         return
     from restorekit.bench import parity as comparison
 
-    if write is not None:
-        # Before the work, not after it.
-        _marks(write)
+    # Looked for before the work, not after it.
+    place = Marks(write, "parity") if write else None
     paths, rows = comparison.fixtures(fixtures), []
     with counting("fixtures", len(paths)) as done:
         for path in paths:
@@ -65,34 +61,10 @@ def parity(
         say(f"\n{len(keys) - len(wrong)} of {len(keys)} published sizes have the same names and shapes")
         for key in wrong:
             say(f"  {key.variant}: {key.differences[0]} and {len(key.differences) - 1} more")
-    if write is not None:
-        _insert(write, comparison.as_markdown(rows, keys))
+    if place:
+        place.write(comparison.as_markdown(rows, keys))
     if not all(row.holds for row in rows) or any(key.differences for key in keys):
         raise typer.Exit(2)
-
-
-def _marks(path: Path) -> tuple[str, str]:
-    """Return what stands before and after the two marks of a document."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be read: {error.strerror}", "create it first, with the marks"
-        ) from error
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise OutputError(
-            f"{path} has no place for the matrix", f"put {BEGIN} and {END} on lines of their own"
-        )
-    return before, after
-
-
-def _insert(path: Path, matrix: str) -> None:
-    """Replace what stands between the two marks of a document."""
-    before, after = _marks(path)
-    with replacing(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{matrix}\n{END}{after}", encoding="utf-8")
 
 
 def _speed(side: int, runs: int, threads: int, as_json: bool) -> None:

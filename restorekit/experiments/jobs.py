@@ -41,6 +41,7 @@ class Job(ABC):
     def result(self) -> Path:
         """The file it ends with, written as a whole."""
 
+    @abstractmethod
     def check(self) -> None:
         """Refuse what can be seen to be wrong before anything runs.
 

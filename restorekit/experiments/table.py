@@ -1,0 +1,75 @@
+"""Reports of an experiment as a table in Markdown."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a table.
+
+    Attributes:
+        name: what it is, for people.
+        reports: facts of a report for each column that it has.
+        parameters: of all its networks together; None where that means nothing.
+    """
+
+    name: str
+    reports: Mapping[str, Mapping[str, Any]]
+    parameters: int | None = None
+
+    def mean(self, columns: Sequence[str], metric: str = "psnr") -> float | None:
+        """Return the mean over the columns; None where one is missing."""
+        values = [self.value(column, metric) for column in columns]
+        return None if None in values else statistics.fmean(value for value in values if value is not None)
+
+    def value(self, column: str, metric: str = "psnr") -> float | None:
+        """Return one figure; None where it was not measured, or images came back unchanged."""
+        value = self.reports.get(column, {}).get(metric)
+        return None if value is None else float(value)
+
+
+def read_reports(files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the facts of the reports that exist, by column."""
+    return {
+        column: json.loads(path.read_text(encoding="utf-8"))
+        for column, path in files.items()
+        if path.exists()
+    }
+
+
+def markdown(
+    lines: Sequence[Line], columns: Sequence[str], extra: Sequence[str] = (), share: str = ""
+) -> str:
+    """Return a table of PSNR in dB.
+
+    Args:
+        lines: from top to bottom.
+        columns: that the average is over.
+        extra: further columns, not in the average.
+        share: ``LOWER:UPPER``, names of lines: adds how much of the gap between their averages is closed.
+    """
+    header = ["", *columns, "average", *extra, "parameters", *(["of the gap"] if share else [])]
+    rows = [header, ["---", *("---:" for _ in header[1:])]]
+    by_name = {line.name: line.mean(columns) for line in lines}
+    lower, upper = (by_name.get(name) for name in share.split(":")) if share else (None, None)
+    for line in lines:
+        mean = line.mean(columns)
+        cells = [line.name, *(_decibel(line.value(column)) for column in columns), _decibel(mean)]
+        cells += [_decibel(line.value(column)) for column in extra]
+        cells.append("" if line.parameters is None else f"{line.parameters:,}")
+        if share:
+            known = mean is not None and lower is not None and upper is not None and upper != lower
+            cells.append(f"{(mean - lower) / (upper - lower):.0%}" if known else "")  # type: ignore[operator]
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _decibel(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
