@@ -86,6 +86,22 @@ def counting(what: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
+@contextmanager
+def working() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Yield what begins a named piece of work and returns what its steps are reported to, as a bar each."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+
+        def begin(name: str) -> Callable[[int, int], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield begin
+
+
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
     """Return rows as plain text columns; the last column is as long as it is."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
