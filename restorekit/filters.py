@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -31,6 +31,7 @@ from restorekit.files import replacing
 Unit = Literal["kernel", "out", "weight"]
 Budget = Literal["parameters", "filters"]
 Scope = Literal["network", "layer"]
+Against = Literal["mean", "max"]
 
 FORMAT = "restorekit.filter-scores/1"
 
@@ -302,7 +303,7 @@ class FilterScores:
 
     Attributes:
         table: the filters.
-        values: (F,), float32; higher matters more.
+        values: (F,), higher matters more; float32 in files.
         method: what ranked them: faig, ig, delta, random ...
         label: what they matter for: the name of a degradation.
         base: fingerprint of the base network's state.
@@ -324,22 +325,31 @@ class FilterScores:
         """Return the numbers of the best filters, best first: ``select`` with these scores."""
         return select(self.table, self.values, ratio, budget=budget, scope=scope, share=share)
 
-    def mean_size(self) -> FilterScores:
+    def mean_size(self) -> Self:
         """Return the scores divided by the size of their filter, for networks that mix kernel sizes."""
-        return self._replace(self.values / self.table.sizes)
+        return replace(self, values=self.values / self.table.sizes)
 
-    def minus(self, *others: FilterScores) -> FilterScores:
-        """Return these scores less the mean of others: FAIG's elimination of what matters for both.
+    def minus(self, *others: FilterScores, against: Against = "mean") -> Self:
+        """Return these scores less those of others: FAIG's elimination of what matters for both.
+
+        Args:
+            *others: one or more, of the same filters.
+            against: what is made of several: their mean, or the largest of each filter.
 
         Raises:
-            RestoreKitError: they belong to other filters.
+            RestoreKitError: there are none, or they belong to other filters.
         """
+        if not others:
+            raise RestoreKitError(f"{self.label} has nothing to be contrasted with", "give other scores")
         for other in others:
             if other.table != self.table:
                 raise RestoreKitError(
                     f"the scores of {self.label} and {other.label} are of different filters"
                 )
-        return self._replace(self.values - torch.stack([other.values for other in others]).mean(0))
+        stack = torch.stack([other.values for other in others])
+        taken = stack.amax(0) if against == "max" else stack.mean(0)
+        record = {"against": against, "labels": [other.label for other in others]}
+        return replace(self, values=self.values - taken, details={**self.details, "minus": record})
 
     def overlap(self, other: FilterScores, ratio: float) -> float:
         """Return the share of this one's best filters that are also the other's, in [0, 1]."""
@@ -349,11 +359,6 @@ class FilterScores:
     def per_layer(self) -> dict[str, float]:
         """Return the sum of the scores of each tensor."""
         return {name: float(part.sum()) for name, part in self.table.split(self.values).items()}
-
-    def _replace(self, values: Tensor) -> FilterScores:
-        return type(self)(
-            self.table, values, self.method, self.label, self.base, self.target, dict(self.details)
-        )
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with everything in it; an existing one is replaced as a whole."""

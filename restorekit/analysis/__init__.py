@@ -1,0 +1,62 @@
+"""Which filters of a network do what: attribution between two trained networks, and what it is good for.
+
+What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast. What the
+ranks are used for: protocols. The published experiment as a whole: reproduce. Scores of filters, their order
+and their files are ``restorekit.filters``; networks that use them are plug-ins.
+
+Names are imported on first use: the commands that only look at scores need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restorekit.analysis.attribution import Completeness, FAIGResult, attribute
+    from restorekit.analysis.contrast import contrasted
+    from restorekit.analysis.pairs import Pair, pairs_of, pseudo_pairs, restored
+    from restorekit.analysis.rankers import METHODS, rank
+    from restorekit.analysis.rules import RULES, points
+
+_HOMES = {
+    "Completeness": "attribution",
+    "FAIGResult": "attribution",
+    "METHODS": "rankers",
+    "Pair": "pairs",
+    "RULES": "rules",
+    "attribute": "attribution",
+    "contrasted": "contrast",
+    "pairs_of": "pairs",
+    "points": "rules",
+    "pseudo_pairs": "pairs",
+    "rank": "rankers",
+    "restored": "pairs",
+}
+
+__all__ = [
+    "METHODS",
+    "RULES",
+    "Completeness",
+    "FAIGResult",
+    "Pair",
+    "attribute",
+    "contrasted",
+    "pairs_of",
+    "points",
+    "pseudo_pairs",
+    "rank",
+    "restored",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'restorekit.analysis' has no attribute {name!r}")
+    value = getattr(import_module(f"restorekit.analysis.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,333 @@
+"""FAIG: which filters turned a network without an ability into one that has it.
+
+Xie, Wang, Dong, Zhang, Shan: "Finding Discriminative Filters for Specific Degradations in Blind
+Super-Resolution", NeurIPS 2021. Along the straight line from the target theta to the baseline theta' the
+change of the loss L(theta') - L(theta) is the sum over all weights of (theta' - theta)_j times the mean
+gradient; the score of a filter is the sum of the absolute values of its weights' parts, for one image, and
+then the mean over images.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence, Sized
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from restorekit.analysis.pairs import Pair, pairs_of
+from restorekit.analysis.rules import Rule, points
+from restorekit.analysis.walk import (
+    Criterion,
+    ImageScores,
+    Loss,
+    Network,
+    Walk,
+    criterion_of,
+    mark_of,
+    network_of,
+)
+from restorekit.errors import ImageError, WeightsError
+from restorekit.files import replacing
+from restorekit.filters import FilterScores, FilterTable, Unit, fingerprint
+
+log = logging.getLogger(__name__)
+
+# Called with gradients done and gradients in all, 0 where nobody knows how many images come.
+Progress = Callable[[int, int], None]
+
+_STATE = "restorekit.attribution/1"
+# Where the search for a number of steps begins, ends, and how many images it looks at.
+_FEWEST, _MOST, _PROBES = 8, 256, 2
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How well the parts add up to the whole.
+
+    Attributes:
+        change: loss of the baseline less loss of the target, mean over images.
+        attributed: what all weights, biases and buffers account for together, mean over images.
+        filters: what filters account for, mean over images.
+        error: sum over images of the difference between ``attributed`` and ``change``, as a share of the sum
+            of the changes; what more steps make smaller.
+    """
+
+    change: float
+    attributed: float
+    filters: float
+    error: float
+
+    @property
+    def unattributed(self) -> float:
+        """Share of the change that no filter accounts for: that of biases, norms and buffers; may be < 0."""
+        return 1 - self.filters / self.attributed if self.attributed else 0.0
+
+
+class FAIGResult(FilterScores):
+    """Scores of filters with the facts of their attribution; a file of it is one of ``FilterScores``."""
+
+    @property
+    def images(self) -> int:
+        """How many images were looked at."""
+        return int(self.details["images"])
+
+    @property
+    def rule(self) -> str:
+        """The rule by which the path was walked."""
+        return str(self.details["rule"])
+
+    @property
+    def steps(self) -> int:
+        """Gradients for each image."""
+        return int(self.details["steps"])
+
+    @property
+    def loss(self) -> str:
+        """Name of the loss."""
+        return str(self.details["loss"])
+
+    @property
+    def completeness(self) -> Completeness:
+        """How well the parts add up; that of the attribution itself, also after a contrast."""
+        return Completeness(**self.details["completeness"])
+
+    @property
+    def others(self) -> dict[str, float]:
+        """Absolute attribution of each moved tensor without filters (biases, norms), mean over images."""
+        return dict(self.details["others"])
+
+
+def attribute(
+    base: Network,
+    target: Network,
+    pairs: Iterable[Sequence[Any]],
+    *,
+    label: str,
+    rule: Rule = "mid",
+    steps: int | Literal["auto"] = "auto",
+    tolerance: float = 0.02,
+    unit: Unit = "kernel",
+    include: str = "",
+    exclude: str = "",
+    raw: str = "",
+    loss: Loss = "sse",
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> FAIGResult:
+    """Score every filter by its part in what training on a degradation changed: FAIG.
+
+    ``rule="left", steps=100`` is the release's discretisation. The contrast with other degradations is
+    ``FilterScores.minus``: attribute each degradation once, then subtract.
+
+    Args:
+        base: the baseline without the ability, as a network or as its state.
+        target: the network with the ability, fine-tuned from the baseline; one of the two is a network.
+        pairs: degraded and clean images, (C, H, W) or (1, C, H, W), optionally with a name as third; for a
+            network of scale s the clean one is s times as large. Degraded images are padded to the network's
+            multiple as in pipelines, and only pixels of the image enter the loss. Images that come again must
+            be the same: with ``checkpoint``, those that are done are compared.
+        label: what the filters matter for, the name of a degradation.
+        rule: how the path is walked, see ``points``.
+        steps: gradients for each image; ``auto`` doubles from 8 to at most 256, until on the first two images
+            the completeness error is below the tolerance.
+        tolerance: see ``steps``.
+        unit: what counts as one filter, see ``FilterTable``.
+        include: pattern that names of weights must match.
+        exclude: pattern of weights to leave out; they move along the path, and are not scored.
+        raw: pattern of parameters outside of layers to score too.
+        loss: ``sse`` as in FAIG, ``mse`` where images differ in size, or any function of restored and clean
+            images (1, C, H, W) that returns a scalar.
+        device: where to compute; where the network lies when not given.
+        progress: called after every gradient with how many are done, and how many there are in all.
+        checkpoint: file that is written after every image and, where it exists, gone on from; the result is
+            the same bit by bit. It is left in place: remove it once the result is saved.
+
+    Returns:
+        scores of all filters, each 0 or more, in the precision of the network; float32 in files.
+
+    Raises:
+        ImageError: a pair does not fit; it is named.
+        WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
+        RestoreKitError: no images, nothing differs, or a gradient is not finite: image and weight are named.
+    """
+    model = network_of(target, base)
+    table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
+    criterion, loss_name = criterion_of(loss)
+    auto = steps == "auto"
+    points(rule, _FEWEST if steps == "auto" else steps)
+    walk = Walk(base, target, table, torch.device(device) if device is not None else None)
+    facts = {
+        "table": table.to_json(),
+        "label": label,
+        "base": mark_of(base, model),
+        "target": mark_of(target, model),
+        "rule": rule,
+        "loss": loss_name,
+        "asked": str(tolerance) if auto else str(steps),
+    }
+    sums = Sums.resumed(checkpoint, facts) if checkpoint and checkpoint.exists() else Sums(facts)
+    total = len(pairs) if isinstance(pairs, Sized) else 0
+    checked = pairs_of(pairs, model)
+    if not sums.steps:
+        first = list(islice(checked, _PROBES))
+        checked = chain(first, checked)
+        sums.steps = _enough(walk, first, rule, criterion, tolerance) if steps == "auto" else steps
+        sums.save(checkpoint)
+    places = points(rule, sums.steps)
+    done = sums.images * sums.steps
+    for index, pair in enumerate(checked):
+        mark = fingerprint({"degraded": pair.degraded, "clean": pair.clean})
+        if index < sums.images:
+            sums.check(index, mark, pair.name)
+            continue
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            if progress:
+                progress(done, total * sums.steps)
+
+        sums.add(walk.score(pair, places, criterion, step), mark)
+        sums.save(checkpoint)
+    if not sums.images:
+        raise ImageError("there are no images to attribute with", "give at least one pair")
+    return sums.result(table)
+
+
+def _enough(walk: Walk, probes: Sequence[Pair], rule: Rule, criterion: Criterion, tolerance: float) -> int:
+    """Return how many steps make the parts of a few images add up."""
+    steps = _FEWEST
+    while True:
+        scored = [walk.score(pair, points(rule, steps), criterion) for pair in probes]
+        change = sum(abs(one.change) for one in scored)
+        error = sum(abs(one.attributed - one.change) for one in scored)
+        if error <= tolerance * change:
+            return steps
+        if steps == _MOST:
+            log.warning(
+                "%d steps still miss %.3g of a change of %.3g in the loss: the order of filters may be off",
+                *(steps, error, change),
+            )
+            return steps
+        steps *= 2
+
+
+@dataclass
+class Sums:
+    """Sums over the images that are done, and their file.
+
+    Attributes:
+        facts: what is attributed, and how; a file goes on only with the same.
+        steps: gradients for each image; 0 before that is decided.
+        marks: fingerprints of the images that are done.
+        scores: sum of the scores of each filter; None before the first image.
+        change: sum of the changes; likewise ``attributed``, ``filters``, and by tensor ``others``.
+        error: sum of the absolute differences between the two.
+        whole: sum of the absolute changes.
+    """
+
+    facts: dict[str, Any]
+    steps: int = 0
+    marks: list[str] = field(default_factory=list)
+    scores: Tensor | None = None
+    change: float = 0.0
+    attributed: float = 0.0
+    filters: float = 0.0
+    error: float = 0.0
+    whole: float = 0.0
+    others: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many are done."""
+        return len(self.marks)
+
+    def add(self, image: ImageScores, mark: str) -> None:
+        """Add what one image says."""
+        self.scores = image.scores if self.scores is None else self.scores.add_(image.scores)
+        self.change += image.change
+        self.attributed += image.attributed
+        self.filters += image.filters
+        self.error += abs(image.attributed - image.change)
+        self.whole += abs(image.change)
+        for name, value in image.others.items():
+            self.others[name] = self.others.get(name, 0.0) + value
+        self.marks.append(mark)
+
+    def check(self, index: int, mark: str, name: str) -> None:
+        """Refuse an image that is not the one that was done.
+
+        Raises:
+            ImageError: it is another; it is named.
+        """
+        if self.marks[index] != mark:
+            raise ImageError(
+                f"{name} is not the image that the checkpoint has at place {index + 1}",
+                "give the same images in the same order, or remove the checkpoint",
+            )
+
+    def result(self, table: FilterTable) -> FAIGResult:
+        """Return the means."""
+        assert self.scores is not None
+        count, facts = self.images, self.facts
+        error = self.error / self.whole if self.whole else 0.0
+        complete = Completeness(self.change / count, self.attributed / count, self.filters / count, error)
+        details = {
+            "rule": facts["rule"],
+            "steps": self.steps,
+            "loss": facts["loss"],
+            "images": count,
+            "completeness": asdict(complete),
+            "others": {name: value / count for name, value in self.others.items()},
+        }
+        values = self.scores / count
+        return FAIGResult(table, values, "faig", facts["label"], facts["base"], facts["target"], details)
+
+    def save(self, path: Path | None) -> None:
+        """Write everything, whole or not at all; floats survive exactly."""
+        if path is None:
+            return
+        rest = {key: value for key, value in vars(self).items() if key != "scores"}
+        tensors = {} if self.scores is None else {"scores": self.scores}
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"format": _STATE, "sums": json.dumps(rest)})
+
+    @classmethod
+    def resumed(cls, path: Path, facts: dict[str, Any]) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            WeightsError: it is damaged, or of another attribution; what differs is named.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                found = cls(**json.loads(metadata["sums"]))
+                found.scores = file.get_tensor("scores") if found.marks else None
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(
+                f"{path} is no checkpoint of an attribution: {error}", "remove it, or name another file"
+            ) from error
+        # JSON has no tuples: both sides went through it.
+        for key, value in json.loads(json.dumps(facts)).items():
+            if found.facts.get(key) != value:
+                raise WeightsError(
+                    f"{path} was begun with another {key}: {_short(found.facts.get(key))}, now"
+                    f" {_short(value)}",
+                    "remove it, or name another file",
+                )
+        return found
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,172 @@
+"""What else could tell which filters matter: the methods that FAIG was compared with, and controls.
+
+All give ``FilterScores``, so that every protocol runs on every method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from restorekit.analysis.attribution import Progress, attribute
+from restorekit.analysis.pairs import Pair, pairs_of, restored
+from restorekit.analysis.rules import Rule
+from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
+from restorekit.errors import ImageError, RestoreKitError
+from restorekit.filters import FilterScores, FilterTable, Unit
+
+Method = Literal["faig", "ig", "delta", "gradxdelta", "random"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+# Smaller denominators are taken for this: a filter that was zero has no relative change.
+_TINY = 1e-12
+
+
+def rank(
+    method: Method,
+    base: Network,
+    target: Network,
+    pairs: Iterable[Sequence[Any]] = (),
+    *,
+    label: str,
+    rule: Rule = "mid",
+    steps: int | Literal["auto"] = "auto",
+    tolerance: float = 0.02,
+    unit: Unit = "kernel",
+    include: str = "",
+    exclude: str = "",
+    raw: str = "",
+    loss: Loss = "sse",
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+) -> FilterScores:
+    """Score filters by any method; arguments that a method does not need are not looked at.
+
+    Args:
+        method: ``faig`` is ``attribute``; ``ig`` integrates gradients along the image instead of the weights;
+            ``delta`` is the relative change of the weights; ``gradxdelta`` is FAIG with a single gradient, at
+            the target; ``random`` is chance.
+        base: the baseline, a network or its state.
+        target: the target, likewise.
+        pairs: degraded and clean images, as for ``attribute``; delta and random look at none.
+        label: what the filters matter for.
+        rule: as for ``attribute``, for faig.
+        steps: as for ``attribute``, for faig and ig; ``auto`` is 100 for ig.
+        tolerance: as for ``attribute``, for faig.
+        unit: what counts as one filter.
+        include: pattern that names of weights must match.
+        exclude: pattern of weights to leave out.
+        raw: pattern of parameters outside of layers to score too.
+        loss: as for ``attribute``, for faig and gradxdelta.
+        seed: of ``random``.
+        device: where to compute; where the network lies when not given.
+        progress: as for ``attribute``.
+        checkpoint: as for ``attribute``, for faig and gradxdelta.
+
+    Raises:
+        RestoreKitError: the method is unknown, or what ``attribute`` refuses.
+    """
+    if method not in METHODS:
+        raise RestoreKitError(f"no method called {method!r}; methods: {', '.join(METHODS)}", "use faig")
+    if method in ("faig", "gradxdelta"):
+        single = method == "gradxdelta"
+        found = attribute(
+            base,
+            target,
+            pairs,
+            label=label,
+            rule="left" if single else rule,
+            steps=1 if single else steps,
+            tolerance=tolerance,
+            unit=unit,
+            include=include,
+            exclude=exclude,
+            raw=raw,
+            loss=loss,
+            device=device,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
+        return replace(found, method=method)
+    model = network_of(target, base)
+    check_same(state_of(base), state_of(target), model)
+    table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
+    details: dict[str, Any] = {}
+    if method == "ig":
+        steps = 100 if steps == "auto" else steps
+        walk = Walk(base, target, table, torch.device(device) if device is not None else None)
+        values, images = _integrated(
+            walk, pairs_of(pairs, model), steps, progress or (lambda done, total: None)
+        )
+        details = {"steps": steps, "images": images}
+    elif method == "delta":
+        values = relative_change(state_of(base), state_of(target), table)
+    else:
+        values = torch.rand(len(table), generator=torch.Generator().manual_seed(seed))
+        details = {"seed": seed}
+    return FilterScores(table, values, method, label, mark_of(base, model), mark_of(target, model), details)
+
+
+def relative_change(base: Mapping[str, Tensor], target: Mapping[str, Tensor], table: FilterTable) -> Tensor:
+    """Return the change of each filter relative to its size in the baseline: (F,).
+
+    sum |theta - theta'| / sum |theta'|: the same for every degradation.
+    """
+    rows = []
+    for tensor in table:
+        one, other = (tensor.rows(state[tensor.name].detach().float().cpu()) for state in (target, base))
+        rows.append((one - other).abs().sum(1) / other.abs().sum(1).clamp_min(_TINY))
+    return torch.cat(rows)
+
+
+def _integrated(walk: Walk, pairs: Iterable[Pair], steps: int, progress: Progress) -> tuple[Tensor, int]:
+    """Score by gradients of the summed output of the target, along a line from a clean input to the degraded.
+
+    As FAIG's authors ran it: the absolute value of each weight's sum over the line, without the product with
+    the difference of the images. The clean input of a network that enlarges is the clean image reduced.
+    """
+    table = walk.table
+    parameters = dict(walk.network.named_parameters())
+    weights = {tensor.name: parameters[tensor.name] for tensor in table}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in weights)
+    like = next(iter(weights.values()))
+    total, count = torch.zeros(len(table), dtype=like.dtype), 0
+    for pair in pairs:
+        degraded = pair.degraded.to(like)
+        clean = reduced_to(pair.clean.to(like), degraded)
+        with steady(walk.device):
+            for step, place in enumerate(torch.linspace(0, 1, steps).tolist(), 1):
+                torch.manual_seed(0)
+                output = restored(walk.network, torch.lerp(clean, degraded, place))
+                torch.autograd.backward(output.sum() / steps, inputs=list(weights.values()))
+                progress(count * steps + step, 0)
+        count += 1
+        for tensor in table:
+            gradient, weights[tensor.name].grad = weights[tensor.name].grad, None
+            if gradient is None:
+                continue
+            if not bool(torch.isfinite(gradient).all()):
+                raise RestoreKitError(
+                    f"{pair.name}: the gradient of {tensor.name} is not finite", "leave the image out"
+                )
+            part = total[tensor.offset : tensor.offset + tensor.count]
+            part += tensor.rows(gradient.abs()).sum(1).to(part)
+    if not count:
+        raise ImageError("there are no images to attribute with", "give at least one pair")
+    return total / count, count
+
+
+def reduced_to(clean: Tensor, degraded: Tensor) -> Tensor:
+    """Return the clean image in the size of the degraded one, bicubic with an antialiasing filter."""
+    if clean.shape[-2:] == degraded.shape[-2:]:
+        return clean
+    return interpolate(clean, degraded.shape[-2:], mode="bicubic", antialias=True)

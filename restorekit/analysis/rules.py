@@ -1,0 +1,39 @@
+"""Where a path from target to baseline is looked at, and how much each place counts."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+
+from restorekit.errors import RestoreKitError
+
+Rule = Literal["mid", "left", "gauss"]
+RULES: tuple[Rule, ...] = get_args(Rule)
+# The rule and the number of steps of FAIG's release.
+RELEASE: tuple[Rule, int] = ("left", 100)
+
+
+def points(rule: Rule, steps: int) -> tuple[tuple[float, float], ...]:
+    """Return places on the path, 0 the target and 1 the baseline, each with its weight; these sum to one.
+
+    Args:
+        rule: ``mid`` is the middle of each of the steps, exact where gradients are linear in the place;
+            ``left`` is their end towards the target, as in FAIG's release; ``gauss`` is Gauss-Legendre, exact
+            for gradients that are polynomials of a degree up to 2 * steps - 1.
+        steps: how many places.
+
+    Raises:
+        RestoreKitError: the rule is unknown, or there are no steps.
+    """
+    if rule not in RULES:
+        raise RestoreKitError(f"no rule called {rule!r}; rules: {', '.join(RULES)}", "use mid")
+    if steps < 1:
+        raise RestoreKitError(f"a path of {steps} steps cannot be walked", "use 1 or more")
+    if rule == "gauss":
+        places, weights = np.polynomial.legendre.leggauss(steps)
+        return tuple(
+            (float(place + 1) / 2, float(weight) / 2) for place, weight in zip(places, weights, strict=True)
+        )
+    offset = 0.5 if rule == "mid" else 0.0
+    return tuple(((step + offset) / steps, 1 / steps) for step in range(steps))

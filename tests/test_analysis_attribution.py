@@ -1,0 +1,465 @@
+"""FAIG: exact where it can be known, complete where it cannot, on every architecture, within its memory."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from analysis_cases import SMALL, Layers, both, images, moved, small
+from safetensors.torch import save_file
+from torch import nn
+from torch.func import functional_call
+
+from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
+from restorekit.analysis.walk import sse
+from restorekit.errors import ImageError, RestoreKitError, WeightsError
+from restorekit.filters import FilterScores, FilterTable
+from restorekit.memory import _LiveBytes
+
+every_network = pytest.mark.parametrize("name", SMALL)
+
+
+def loss_of(network, pairs):
+    with torch.no_grad():
+        return sum(float(sse(restored(network, degraded), clean)) for degraded, clean in pairs) / len(pairs)
+
+
+def by_definition(base, target, pairs, steps, unit="kernel"):
+    """Follow the release step by step: dense gradients of every step, kept apart, in its order."""
+    table = FilterTable.of(target, unit)
+    states = [{key: value.detach() for key, value in net.state_dict().items()} for net in (base, target)]
+    total = torch.zeros(len(table), dtype=torch.float64)
+    for degraded, clean in pairs:
+        gradients = {tensor.name: 0.0 for tensor in table}
+        for step in range(steps):
+            alpha = step / steps
+            state = {key: alpha * states[0][key] + (1 - alpha) * states[1][key] for key in states[0]}
+            for tensor in table:
+                state[tensor.name].requires_grad_()
+            loss = ((functional_call(target, state, (degraded,)) - clean) ** 2).sum()
+            found = torch.autograd.grad(loss, [state[tensor.name] for tensor in table])
+            for tensor, gradient in zip(table, found, strict=True):
+                gradients[tensor.name] = gradients[tensor.name] + gradient
+        for tensor in table:
+            element = (states[0][tensor.name] - states[1][tensor.name]) * gradients[tensor.name] / steps
+            rows = tensor.rows(element.abs()).sum(1)
+            total[tensor.offset : tensor.offset + tensor.count] += rows
+    return total / len(pairs)
+
+
+@every_network
+def test_the_parts_add_up_to_the_change_of_the_loss(name):
+    base, target = both(name)
+    pairs = images(1, base.scale, side=13)
+    few, enough = (attribute(base, target, pairs, label="x", steps=steps) for steps in (1, "auto"))
+    assert few.completeness.change == pytest.approx(loss_of(base, pairs) - loss_of(target, pairs), rel=1e-9)
+    assert enough.completeness.error < min(0.02, few.completeness.error) and enough.steps >= 8
+    parts = enough.completeness
+    assert abs(parts.attributed - parts.change) == pytest.approx(parts.error * abs(parts.change))
+    # Filters alone do not add up: the rest is that of biases and norms, and is reported.
+    assert parts.unattributed == pytest.approx(1 - parts.filters / parts.attributed) and parts.unattributed
+    assert enough.others and not enough.others.keys() & {tensor.name for tensor in enough.table}
+
+
+def test_of_automatic_steps_there_are_as_many_as_completeness_needs(caplog, monkeypatch):
+    base, target = both("nafnet")
+    pairs = images(3, side=8)
+    loose = attribute(base, target, pairs, label="x", tolerance=0.5)
+    strict = attribute(base, target, pairs, label="x", tolerance=2e-4)
+    assert loose.steps == 8 < strict.steps and strict.steps & (strict.steps - 1) == 0
+    errors = [
+        attribute(base, target, pairs[:2], label="x", steps=steps).completeness.error
+        for steps in (strict.steps, strict.steps // 2)
+    ]
+    assert errors[0] <= 2e-4 < errors[1]
+    monkeypatch.setattr("restorekit.analysis.attribution._MOST", 16)
+    with caplog.at_level(logging.WARNING):
+        assert attribute(base, target, pairs[:1], label="x", tolerance=1e-12).steps == 16
+    assert "16 steps still miss" in caplog.text
+
+
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_the_release_is_met_to_the_order(unit):
+    base, target = both("srcnn")
+    pairs = images(2, 2, 8)
+    ours = attribute(base, target, pairs, label="x", rule="left", steps=100, unit=unit)
+    theirs = by_definition(base, target, pairs, 100, unit)
+    torch.testing.assert_close(ours.values, theirs, rtol=1e-9, atol=1e-15)
+    order = [values.argsort(descending=True, stable=True) for values in (ours.values, theirs)]
+    assert torch.equal(*order)
+
+
+def test_the_absolute_value_is_taken_after_the_path_and_before_the_filter():
+    # One 1 x 3 filter per pixel of a row; two weights move apart, and their parts cancel in a plain sum.
+    base = Layers(nn.Conv2d(3, 3, (1, 3), padding=(0, 1), bias=False)).double()
+    nn.init.zeros_(base.layers[0].weight)
+    target = copy.deepcopy(base)
+    with torch.no_grad():
+        target.layers[0].weight[0, 0, 0] = torch.tensor([1.0, 0.0, -1.0])
+    degraded = torch.zeros(1, 3, 1, 3, dtype=torch.float64)
+    degraded[0, 0, 0, 1] = 1.0
+    # The pixel's neighbours become -+1 where 0 is right: the gradient of either weight is 2 w, its part -1.
+    found = attribute(base, target, [(degraded, torch.zeros_like(degraded))], label="x", steps=7)
+    assert found.values[0] == pytest.approx(2.0) and not found.values[1:].any()
+    # Against a clean image that one neighbour meets, its part changes its sign and not its size.
+    clean = degraded.clone()
+    clean[0, 0, 0, 1], clean[0, 0, 0, 2] = 0.0, 1.0
+    other = attribute(base, target, [(degraded, clean)], label="x", steps=7)
+    assert other.completeness.attributed == pytest.approx(0.0) and other.values[0] == pytest.approx(2.0)
+
+
+@every_network
+def test_a_wider_network_pads_and_crops_as_pipelines_do(name):
+    network = small(name)
+    degraded = torch.rand(1, 3, 13, 11, dtype=torch.float64)
+    assert restored(network, degraded).shape[-2:] == (13 * network.scale, 11 * network.scale)
+
+
+def test_one_linear_layer_is_exact_with_one_step():
+    base = Layers(nn.Conv2d(3, 3, 3, padding=1)).double()
+    target = moved(base, 2.0)
+    found = attribute(base, target, images(2), label="x", steps=1)
+    assert found.completeness.error < 1e-12
+    assert attribute(base, target, images(2), label="x", rule="left", steps=1).completeness.error > 1e-3
+
+
+def test_two_linear_layers_are_exact_with_two_places_of_gauss():
+    base = Layers(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)).double()
+    target = moved(base, 2.0)
+    pairs = images(2)
+    assert attribute(base, target, pairs, label="x", rule="gauss", steps=2).completeness.error < 1e-10
+    assert attribute(base, target, pairs, label="x", rule="mid", steps=2).completeness.error > 1e-4
+
+
+def test_swapping_base_and_target_turns_the_signs_and_keeps_the_scores():
+    base, target = both("nafnet")
+    pairs = images(1, side=8)
+    there, back = (attribute(*way, pairs, label="x", steps=4) for way in ((base, target), (target, base)))
+    torch.testing.assert_close(there.values, back.values, rtol=1e-9, atol=1e-15)
+    for key in ("change", "attributed", "filters"):
+        assert getattr(there.completeness, key) == pytest.approx(-getattr(back.completeness, key))
+
+
+def test_what_does_not_move_or_is_not_used_scores_nothing():
+    base = Layers(nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 3, padding=1)).double()
+    base.idle = nn.Conv2d(3, 3, 3).double()
+    target = moved(base, 1.0)
+    target.layers[0].load_state_dict(base.layers[0].state_dict())
+    scores = attribute(base, target, images(1), label="x", steps=2).per_layer()
+    assert scores["idle.weight"] == scores["layers.0.weight"] == 0 < scores["layers.1.weight"]
+
+
+def test_with_two_degradations_one_contrast_is_the_others_negative():
+    base, target = both("srcnn")
+    noisy = attribute(base, target, images(2, 2, 8), label="noise", steps=4)
+    blurry = attribute(base, target, images(2, 2, 8, seed=5), label="blur", steps=4)
+    of = contrasted({"noise": noisy, "blur": blurry})
+    assert not (of["noise"].values + of["blur"].values).any() and of["noise"].values.any()
+    # The release subtracts for each pair of images and then averages.
+    pairwise = []
+    for one, other in zip(images(2, 2, 8), images(2, 2, 8, seed=5), strict=True):
+        single = [attribute(base, target, [pair], label="x", steps=4).values for pair in (one, other)]
+        pairwise.append(single[0] - single[1])
+    torch.testing.assert_close(of["noise"].values, torch.stack(pairwise).mean(0))
+    third = attribute(base, target, images(1, 2, 8, seed=9), label="rain", steps=4)
+    largest = contrasted({"noise": noisy, "blur": blurry, "rain": third}, "max")["noise"]
+    torch.testing.assert_close(largest.values, noisy.values - torch.maximum(blurry.values, third.values))
+    assert largest.details["minus"] == {"against": "max", "labels": ["blur", "rain"]}
+    with pytest.raises(RestoreKitError, match="two degradations"):
+        contrasted({"noise": noisy})
+
+
+def test_the_order_of_images_does_not_matter():
+    base, target = both("srcnn")
+    pairs = [(degraded.float(), clean.float()) for degraded, clean in images(5, 2, 8)]
+    forth, back = (
+        attribute(base.float(), target.float(), order, label="x", steps=4) for order in (pairs, pairs[::-1])
+    )
+    torch.testing.assert_close(forth.values, back.values, rtol=1e-6, atol=0)
+
+
+def test_a_batch_is_the_mean_of_its_images_not_one_large_image():
+    base, target = both("srcnn")
+    pairs = images(2, 2, 8)
+    together = attribute(base, target, pairs, label="x", steps=4)
+    apart = [attribute(base, target, [pair], label="x", steps=4).values for pair in pairs]
+    torch.testing.assert_close(together.values, (apart[0] + apart[1]) / 2)
+
+
+def test_networks_and_states_give_the_same_scores_and_marks():
+    base, target = both("srcnn")
+    pairs = images(1, 2, 8)
+    found = [
+        attribute(one, other, pairs, label="x", steps=2)
+        for one, other in (
+            (base, target),
+            (base.state_dict(), target),
+            (base, target.state_dict()),
+        )
+    ]
+    for other in found[1:]:
+        assert torch.equal(found[0].values, other.values)
+        assert (found[0].base, found[0].target) == (other.base, other.target)
+    found[0].check_base(base.state_dict())
+    with pytest.raises(RestoreKitError, match="both states"):
+        attribute(base.state_dict(), target.state_dict(), pairs, label="x")
+
+
+def test_the_networks_that_are_given_stay_as_they_are():
+    base, target = both("nafnet")
+    target.train()
+    before = [{key: value.clone() for key, value in net.state_dict().items()} for net in (base, target)]
+    state = torch.get_rng_state()
+    attribute(base, target, images(1, side=8), label="x", steps=2)
+    for net, kept in zip((base, target), before, strict=True):
+        assert all(torch.equal(value, kept[key]) for key, value in net.state_dict().items())
+        assert all(parameter.grad is None for parameter in net.parameters())
+    assert target.training and torch.equal(torch.get_rng_state(), state)
+
+
+class Drawing(Layers):
+    """Adds what it draws to what it computes."""
+
+    def forward(self, degraded):
+        return self.layers(degraded) + torch.randn_like(degraded)
+
+
+def test_a_network_that_draws_draws_alike_all_along_the_way():
+    base = Drawing(nn.Conv2d(3, 3, 3, padding=1)).double()
+    found = attribute(base, moved(base, 2.0), images(1), label="x", steps=1)
+    assert found.completeness.error < 1e-12
+
+
+def test_running_statistics_move_too_and_are_accounted_for():
+    torch.manual_seed(0)
+    base = Layers(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3, padding=1)).double()
+    target = moved(base, 0.5)
+    target.layers[1].running_mean += 0.3
+    target.layers[1].running_var *= 1.5
+    found = attribute(base, target, images(2), label="x", steps=32)
+    assert found.completeness.error < 0.005
+    assert found.completeness.change == pytest.approx(
+        loss_of(base.eval(), images(2)) - loss_of(target.eval(), images(2))
+    )
+    assert {"layers.1.weight", "layers.0.bias"} <= found.others.keys()
+
+
+def test_half_precision_is_widened():
+    base, target = both("srcnn")
+    pairs = images(1, 2, 8)
+    exact = attribute(base.half().float(), target.half().float(), pairs, label="x", steps=4)
+    half = attribute(copy.deepcopy(base).half(), copy.deepcopy(target).half(), pairs, label="x", steps=4)
+    assert torch.equal(exact.values, half.values) and half.values.dtype == torch.float32
+
+
+def test_any_loss_and_any_choice_of_layers():
+    base, target = both("srcnn")
+    pairs = images(1, 2, 8)
+    whole = attribute(base, target, pairs, label="x", steps=2)
+    mean = attribute(base, target, pairs, label="x", steps=2, loss="mse")
+    torch.testing.assert_close(mean.values, whole.values / pairs[0][1].numel())
+
+    def halved(restored, clean):
+        return (restored - clean).square().sum() / 2
+
+    own = attribute(base, target, pairs, label="x", steps=2, loss=halved)
+    torch.testing.assert_close(own.values, whole.values / 2)
+    assert (whole.loss, mean.loss) == ("sse", "mse") and own.loss.endswith("halved")
+    some = attribute(base, target, pairs, label="x", steps=2, include="features.0", exclude="bias")
+    assert [tensor.name for tensor in some.table] == ["features.0.weight"]
+    assert torch.equal(some.values, whole.table.split(whole.values)["features.0.weight"])
+    # What is left out still moves: the whole is the same, and less of it is attributed.
+    assert some.completeness.attributed == pytest.approx(whole.completeness.attributed)
+    with pytest.raises(RestoreKitError, match="no loss called 'l2'"):
+        attribute(base, target, pairs, label="x", loss="l2")
+
+
+def test_a_path_to_its_own_output_is_the_distance_of_the_two_networks():
+    base, target = both("srcnn")
+    degraded = [pair[0] for pair in images(2, 2, 8)]
+    found = attribute(base, target, pseudo_pairs(target, degraded), label="x", steps=16)
+    with torch.no_grad():
+        expected = sum(float(sse(base(image), target(image))) for image in degraded) / 2
+    assert found.completeness.change == pytest.approx(expected, rel=1e-9) and found.completeness.error < 0.02
+
+
+def test_results_survive_their_files_and_are_scores_of_filters(tmp_path):
+    base, target = both("srcnn")
+    made = attribute(
+        base.float(), target.float(), images(1, 2, 8, dtype=torch.float32), label="noise", steps=2
+    )
+    path = made.save(tmp_path / "noise.safetensors")
+    read = FAIGResult.load(path)
+    assert torch.equal(read.values, made.values) and read.table == made.table
+    assert read.completeness == made.completeness and read.others == made.others
+    assert (read.images, read.rule, read.steps, read.loss) == (1, "mid", 2, "sse")
+    plain = FilterScores.load(path)
+    assert type(plain) is FilterScores and plain.label == "noise" and plain.details["steps"] == 2
+
+
+class StoppedError(Exception):
+    pass
+
+
+def cut_off(gradients):
+    """Return a progress that stops the attribution after so many gradients."""
+
+    def progress(done, total):
+        if done == gradients:
+            raise StoppedError
+
+    return progress
+
+
+def test_an_interrupted_attribution_goes_on_and_ends_the_same(tmp_path):
+    base, target = both("nafnet")
+    pairs = [(degraded.float(), clean.float()) for degraded, clean in images(4, side=8)]
+    file = tmp_path / "state.safetensors"
+    whole = attribute(base.float(), target.float(), pairs, label="x")
+    seen = []
+    # In the middle of the third image, and, gone on with, in the middle of the fourth.
+    for image in (2, 3):
+        with pytest.raises(StoppedError):
+            attribute(
+                base, target, pairs, label="x", checkpoint=file, progress=cut_off(image * whole.steps + 2)
+            )
+    done = attribute(base, target, pairs, label="x", checkpoint=file, progress=lambda *at: seen.append(at))
+    assert seen[0] == (3 * whole.steps + 1, 4 * whole.steps) and seen[-1] == (4 * whole.steps,) * 2
+    assert torch.equal(whole.values, done.values) and whole.details == done.details
+    again = attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(1))
+    assert torch.equal(whole.values, again.values)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_checkpoints_of_something_else_are_refused(tmp_path):
+    base, target = both("srcnn")
+    pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"
+    attribute(base, target, pairs, label="x", steps=2, checkpoint=file)
+    for changes, key in (({"label": "y"}, "label"), ({"rule": "left"}, "rule"), ({"steps": 3}, "asked")):
+        facts = {"label": "x", "steps": 2, **changes}
+        with pytest.raises(WeightsError, match=f"begun with another {key}"):
+            attribute(base, target, pairs, checkpoint=file, **facts)
+    with pytest.raises(WeightsError, match="begun with another target"):
+        attribute(base, moved(base), pairs, label="x", steps=2, checkpoint=file)
+    with pytest.raises(ImageError, match="image 1 is not the image that the checkpoint has at place 1"):
+        attribute(base, target, pairs[::-1], label="x", steps=2, checkpoint=file)
+    save_file({"x": torch.zeros(1)}, file)
+    with pytest.raises(WeightsError, match="no checkpoint of an attribution"):
+        attribute(base, target, pairs, label="x", steps=2, checkpoint=file)
+
+
+class Root(Layers):
+    """Ends in a root, whose gradient at zero is infinite."""
+
+    def forward(self, degraded):
+        return self.layers(degraded * (degraded > 0)).abs().sqrt()
+
+
+def test_a_gradient_that_is_no_number_names_image_and_weight_and_keeps_what_was_done(tmp_path):
+    base = Root(nn.Conv2d(3, 3, 3, padding=1, bias=False)).double()
+    pairs = images(2)
+    bad = (torch.zeros(1, 3, 16, 19, dtype=torch.float64), pairs[0][1], "night.png")
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(RestoreKitError, match=r"night.png: the gradient of layers.0.weight is not finite"):
+        attribute(base, moved(base, 1.0), [*pairs, bad], label="x", steps=2, checkpoint=file)
+    kept = attribute(base, moved(base, 1.0), pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
+    assert kept.images == 2
+
+
+def test_pairs_that_do_not_fit_are_named():
+    base, target = both("srcnn")
+    good = images(1, 2, 8)[0]
+    degraded, clean = good
+    for wrong, message in (
+        ((degraded, clean[..., :-1]), r"image 2: degraded is 11 x 8 and clean 21 x 16, expected .* 22 x 16"),
+        ((degraded[:, :1], clean), r"image 2: the degraded image has 1 channels, SRCNN expects 3"),
+        ((degraded.expand(2, -1, -1, -1), clean), r"image 2: .* one image at a time|shape \(2, 3, 8, 11\)"),
+        ((degraded * float("nan"), clean, "x.png"), r"x.png: the degraded image holds NaN"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            attribute(base, target, [good, wrong], label="x", steps=1)
+    with pytest.raises(ImageError, match="no images"):
+        attribute(base, target, [], label="x", steps=1)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    base, target = both("srcnn")
+    pairs = images(1, 2, 8)
+    with pytest.raises(WeightsError, match=r"features.0.weight is \(5, 3, 3, 3\) in the target, \(6, 3"):
+        attribute(base, type(base)(widths=[5, 8, 8], scale=2).double(), pairs, label="x")
+    short = {key: value for key, value in base.state_dict().items() if key != "features.0.bias"}
+    with pytest.raises(WeightsError, match=r"features.0.bias is missing from the base"):
+        attribute(short, target, pairs, label="x")
+    with pytest.raises(RestoreKitError, match="the same weights"):
+        attribute(base, copy.deepcopy(base), pairs, label="x")
+    with pytest.raises(RestoreKitError, match="no convolution"):
+        attribute(Layers(nn.LayerNorm(3)), Layers(nn.LayerNorm(3)), pairs, label="x")
+    with pytest.raises(RestoreKitError, match="no rule called 'simpson'"):
+        attribute(base, target, pairs, label="x", rule="simpson")
+    with pytest.raises(RestoreKitError, match="a path of 0 steps"):
+        attribute(base, target, pairs, label="x", steps=0)
+    with pytest.raises(RestoreKitError, match="depends on no weight"):
+        attribute(base, target, pairs, label="x", steps=1, loss=lambda one, two: one.detach().sum())
+
+
+@pytest.mark.parametrize("unit", ["kernel", "weight"])
+def test_memory_is_at_most_six_and_a_half_times_the_parameters(unit, tmp_path):
+    # Many parameters and a tiny image: activations are below 2 % of the parameters.
+    base = small("srcnn").__class__(widths=[96] * 6, scale=2)
+    target = moved(base)
+    parameters = sum(value.numel() * value.element_size() for value in base.parameters())
+    pairs = images(2, 2, 4, dtype=torch.float32)
+    with _LiveBytes([*base.parameters(), *target.parameters()]) as live:
+        found = attribute(
+            base, target, pairs, label="x", steps=3, unit=unit, checkpoint=tmp_path / "state.safetensors"
+        )
+    peak = (2 * parameters + live.peak) / parameters
+    # The two that are given, the one on the way and its gradients cannot be done without.
+    assert 4 <= peak <= 6.5
+    assert found.images == 2
+
+
+@pytest.mark.parametrize("method", ["faig", "ig", "delta", "gradxdelta", "random"])
+def test_every_method_ranks_every_filter(method):
+    base, target = both("srresnet")
+    pairs = images(2, 2, 8)
+    found = rank(method, base, target, pairs, label="noise", steps=4, seed=3)
+    assert found.method == method and found.label == "noise" and len(found.values) == len(found.table)
+    assert found.values.isfinite().all() and (found.values >= 0).all() and found.values.std() > 0
+    assert (found.base, found.target) == tuple(
+        attribute(base, target, pairs[:1], label="x", steps=1).__dict__[key] for key in ("base", "target")
+    )
+    assert torch.equal(found.values, rank(method, base, target, pairs, label="noise", steps=4, seed=3).values)
+
+
+def test_rankers_are_what_their_definition_says():
+    base, target = both("srcnn")
+    pairs = images(2, 2, 8)
+    table = FilterTable.of(target)
+    first = table.tensors[0]
+    one, other = (net.state_dict()[first.name].flatten(2) for net in (target, base))
+    expected = ((one - other).abs().sum(2) / other.abs().sum(2)).flatten()
+    delta = rank("delta", base, target, label="x").values[: first.count]
+    torch.testing.assert_close(delta, expected.float())
+    single = rank("gradxdelta", base, target, pairs, label="x").values
+    torch.testing.assert_close(single, by_definition(base, target, pairs, 1))
+    assert not torch.equal(*(rank("random", base, target, label="x", seed=seed).values for seed in (0, 1)))
+    with pytest.raises(RestoreKitError, match="no method called 'shap'"):
+        rank("shap", base, target, label="x")
+
+
+def test_gradients_along_the_image_run_from_the_reduced_clean_image_to_the_degraded_one():
+    base, target = both("srcnn")
+    degraded, clean = images(1, 2, 8)[0]
+    ours = rank("ig", base, target, [(degraded, clean)], label="x", steps=5)
+    start = nn.functional.interpolate(clean, degraded.shape[-2:], mode="bicubic", antialias=True)
+    name = ours.table.tensors[1].name
+    weight = dict(target.named_parameters())[name]
+    summed = 0
+    for step in range(5):
+        output = target(start + step / 4 * (degraded - start)).sum()
+        summed = summed + torch.autograd.grad(output, weight)[0] / 5
+    expected = summed.flatten(2).abs().sum(2).flatten()
+    torch.testing.assert_close(ours.table.split(ours.values)[name], expected)
