@@ -341,7 +341,7 @@ class Adms(Adapter):
                 if name in self.names:
                     raise RestoreKitError(f"two of the parts have filters for {name}", "leave one out")
                 delta = Delta.shaped_like(found[name])
-                delta.load_state_dict(found[name])
+                _load(delta, found[name])
                 self.put(name, delta)
             self._take_classifier(path, tensors, stated)
         for name in (each for each in self._wanted if each in self.names):
@@ -368,9 +368,7 @@ class Adms(Adapter):
             self.none = none
         self._add_classifier(len(self._told))
         assert self.classifier is not None
-        self.classifier.load_state_dict(
-            {key.removeprefix("classifier."): value for key, value in own.items()}
-        )
+        _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
 
     @torch.no_grad()
     def _reorder(self, told: Sequence[str]) -> None:
@@ -467,6 +465,12 @@ def _by_degradation(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor
             name, _, rest = rest.partition(".")
             found.setdefault(name, {})[rest] = value
     return found
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module; one on the meta device, built for its names and shapes, has no values."""
+    if not next(module.parameters()).is_meta:
+        module.load_state_dict(dict(tensors))
 
 
 def _file(path: str | Path) -> Path:
