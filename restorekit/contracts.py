@@ -11,15 +11,50 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 Padding = Literal["reflect", "replicate", "zeros"]
 Tiling = Literal["supported", "discouraged", "never"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a network found an image to suffer from, and acts by.
+
+    Attributes:
+        shares: of each kind by name; they sum to one where the network chooses among them.
+        source: what found it: a classifier, or the user.
+    """
+
+    shares: Mapping[str, float]
+    source: str
+
+    @property
+    def kind(self) -> str:
+        """The kind with the largest share."""
+        return max(self.shares, key=lambda name: self.shares[name])
+
+    def __str__(self) -> str:
+        """Return kind and confidence, as ``rain 97 %``."""
+        return f"{self.kind} {100 * self.shares[self.kind]:.0f} %"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network as it acts on tiles of one image, and what it found that image to suffer from."""
+
+    act: Callable[[Tensor], Tensor]
+    verdict: Verdict
+
+    def __call__(self, window: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, h, w), by the network's ``scale`` larger."""
+        return self.act(window)
 
 
 class Backbone(nn.Module, ABC):
@@ -38,6 +73,8 @@ class Backbone(nn.Module, ABC):
             overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
         precisions: those that it is known to work in; asked for another one, it is run in float32, and that
             is reported.
+        judges: ``for_image`` returns a ``Judged``, and is called for every image, also for one that is run in
+            one piece.
     """
 
     size_multiple: int = 1
@@ -48,6 +85,7 @@ class Backbone(nn.Module, ABC):
     overlap: int = 32
     tiling: Tiling = "supported"
     precisions: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
+    judges: bool = False
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:
@@ -61,7 +99,8 @@ class Backbone(nn.Module, ABC):
 
         Args:
             degraded: (1, C, H, W), on the CPU when the image is larger than the device.
-            tile: side of the tiles in pixels, a bound on how much may be run at a time.
+            tile: side of the tiles in pixels, a bound on how much may be run at a time; 0 for an image that
+                is run in one piece, which is asked only of a network that ``judges``.
         """
         return self
 
@@ -101,7 +140,58 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def attach(self, backbone: Backbone) -> Backbone:
-        """Return the adapted backbone; the one given is left untouched."""
+        """Return the adapted backbone; the one given is left untouched.
+
+        What is trained must be this adapter's own parameters, not copies of them.
+        """
+
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Allocate what the tensors of a file need, where the constructor's arguments do not say it.
+
+        Called before they are compared with the adapter's own and copied into it; how many filters a file
+        holds, only the file knows.
+
+        Args:
+            tensors: names and shapes count; on the CPU, left untouched.
+
+        Raises:
+            WeightsError: they are of no adapter of this kind.
+        """
+
+    def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the constructor's arguments that a file of its weights states.
+
+        Args:
+            given: those that it was built with. What only its making needed, such as the path of another
+                file, is left out.
+        """
+        return given
+
+    def file_facts(self) -> Mapping[str, str]:
+        """Return what a file of its weights says beside component and arguments; nothing by default."""
+        return {}
+
+    def learn_kinds(self, names: Sequence[str]) -> None:
+        """Be told, before ``attach`` and training, the kinds of degradation in the data; ignored by default.
+
+        Args:
+            names: in the order of the kinds (B, K) that come with batches; empty where nobody knows.
+
+        Raises:
+            RestoreKitError: it cannot be trained on these.
+        """
+
+    def given_kinds(self, kinds: Tensor) -> AbstractContextManager[None]:
+        """Know for a while the kinds of the images that the adapted network is run on; ignored by default.
+
+        Args:
+            kinds: (B, K), the share of each kind in each image, one-hot for images of one kind.
+        """
+        return nullcontext()
+
+    def kind_logits(self, degraded: Tensor) -> Tensor | None:
+        """(B, C, H, W) -> (B, K), logits of the kinds as in ``learn_kinds``; None where it tells none."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Self, cast
 
@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from restorekit import plan
 from restorekit.catalog import Checkpoint
 from restorekit.config import ComponentRef, PipelineSpec, TileSpec, check
-from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import (
+    Adapter,
+    Backbone,
+    DetectedBackbone,
+    Judged,
+    Prior,
+    PriorFeatures,
+    Refiner,
+    Verdict,
+)
 from restorekit.download import Progress as Downloading
 from restorekit.download import ensure
 from restorekit.errors import ConfigError, ContractError, WeightsError, near
@@ -51,7 +60,8 @@ Progress = Callable[[str, int, int], None]
 def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Build a component from its constructor's arguments, without the values of its weights.
 
-    A DetectedBackbone is built from ``tensors``, the content of its checkpoint, and has their values.
+    A DetectedBackbone is built from ``tensors``, the content of its checkpoint, and has their values; an
+    Adapter makes room for them.
 
     Raises:
         ConfigError: an argument is unknown, missing, or refused by the constructor.
@@ -73,11 +83,14 @@ def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Mod
                 near(name, known) or f"it takes: {', '.join(known) or 'none'}",
             )
     try:
-        return cast(nn.Module, kind(**part.params))
+        module = cast(nn.Module, kind(**part.params))
     except (TypeError, ValueError) as error:
         raise ConfigError(
             where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known) or 'none'}"
         ) from error
+    if isinstance(module, Adapter) and tensors is not None:
+        module.make_room(tensors)
+    return module
 
 
 def build(part: Part) -> nn.Module:
@@ -128,6 +141,7 @@ class _Conditions:
     tile: TileSpec
     progress: Callable[[int, int], None]
     events: list[str]
+    verdicts: list[Verdict] = field(default_factory=list)
 
 
 class Step:
@@ -165,7 +179,7 @@ class Step:
             MemoryLimitError: the image does not fit at any tile size.
         """
         started = time.perf_counter()
-        conditions = replace(conditions, events=[])
+        conditions = replace(conditions, events=[], verdicts=[])
         if isinstance(self.network, Backbone) and conditions.dtype not in self.network.precisions:
             name = str(conditions.dtype).removeprefix("torch.")
             conditions.events.append(f"not known to work in {name}, ran in float32")
@@ -186,6 +200,7 @@ class Step:
             seconds=round(time.perf_counter() - started, 4),
             licences=tuple(dict.fromkeys(licence for part in self.parts for licence in part.licences)),
             events=tuple(conditions.events),
+            verdict=_together(conditions.verdicts),
         )
         return output, record
 
@@ -245,10 +260,16 @@ class Step:
                     current,
                 )
             outputs = []
+            # What an attempt that ran out of memory had found is found again.
+            conditions.verdicts.clear()
             for plane in _planes(current, network.channels):
                 padded = pad_to_multiple(plane, multiple, network.padding)
                 whole = tiler.is_whole(padded.shape[2], padded.shape[3], multiple)
-                act: Callable[..., Tensor] = network if whole else network.for_image(padded, size)
+                act: Callable[..., Tensor] = network
+                if network.judges or not whole:
+                    act = network.for_image(padded, 0 if whole else size)
+                if isinstance(act, Judged):
+                    conditions.verdicts.append(act.verdict)
                 outputs.append(self._tiled(act, tiler, conditions, plane))
             return _merged(outputs, current.shape[1])
 
@@ -309,6 +330,17 @@ def _planes(image: Tensor, channels: int) -> list[Tensor]:
         f"the network takes {channels} channels, the image has {have}",
         "give the two views of a scene as one array (H, W, 6)" if channels == 6 else "use another network",
     )
+
+
+def _together(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """Return the mean of the verdicts on the colours of an image; None where the network judges nothing."""
+    if not verdicts:
+        return None
+    names = dict.fromkeys(name for verdict in verdicts for name in verdict.shares)
+    shares = {
+        name: sum(verdict.shares.get(name, 0.0) for verdict in verdicts) / len(verdicts) for name in names
+    }
+    return replace(verdicts[0], shares=shares)
 
 
 def _merged(outputs: Sequence[Tensor], channels: int) -> Tensor:

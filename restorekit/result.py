@@ -12,6 +12,7 @@ import PIL.Image
 from numpy.typing import NDArray
 
 from restorekit.config import PipelineSpec
+from restorekit.contracts import Verdict
 from restorekit.image import Image
 
 
@@ -33,6 +34,7 @@ class StepRecord:
         seconds: wall time.
         licences: SPDX expressions of the code and weights used.
         events: what did not go as planned, such as a retry with smaller tiles.
+        verdict: what the network found the image to suffer from, where it judges.
     """
 
     verb: str
@@ -48,6 +50,7 @@ class StepRecord:
     seconds: float
     licences: tuple[str, ...]
     events: tuple[str, ...] = ()
+    verdict: Verdict | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class RestoreResult:
     def licences(self) -> tuple[str, ...]:
         """SPDX expressions of all code and weights that were used, each once."""
         return tuple(dict.fromkeys(licence for step in self.steps for licence in step.licences))
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the first network that judges found the image to suffer from; None where none does."""
+        return next((step.verdict for step in self.steps if step.verdict), None)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the image; its suffix names the format, depth and metadata are kept where that can hold them.

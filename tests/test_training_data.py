@@ -52,8 +52,8 @@ def pairs_of(folder, scale=1, **facts):
 
 
 def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
-    batches = Batches(source, degradation, **facts)
-    return batches.batch(step, StageSpec(steps=1, patch=patch, batch=count))
+    made = Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=patch, batch=count))
+    return made.degraded, made.clean
 
 
 def test_held_out_photographs_are_never_trained_on(folder):
@@ -296,7 +296,7 @@ def test_validation_patches_stay_the_same(folder):
     first, second = (validation_set(batches) for _ in range(2))
     assert first.clean.shape == (4, 3, 128, 128) and torch.equal(first.clean, second.clean)
     assert torch.equal(first.inputs["sigma25"], second.inputs["sigma25"])
-    figures = first.measure(lambda degraded: degraded)
+    figures = first.measure(lambda degraded, kinds: degraded)
     # Clipping takes a little of the noise away.
     assert figures["sigma25"] == pytest.approx(20.17, abs=0.6) and figures["clean"] == pytest.approx(100)
 
@@ -313,7 +313,7 @@ def test_validation_patches_fit_small_photographs_and_the_network(tmp_path):
 def test_validation_on_pairs_compares_what_belongs_together(pairs):
     batches = Batches(pairs_of(pairs), None)
     chosen = validation_set(batches)
-    assert chosen.measure(lambda degraded: degraded * 2)["pairs"] > 45
+    assert chosen.measure(lambda degraded, kinds: degraded * 2)["pairs"] > 45
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_validation_goes_by_protocols(folder):
     batches = Batches(source_of(folder), DenoiseSpec())
     wanted = laws({"protocol": "restormer-gaussian-color", "settings": {"sigma": 50}}, "clean-identity-rgb")
     chosen = validation_set(batches, wanted=wanted)
-    noisy = chosen.measure(lambda degraded: degraded)
+    noisy = chosen.measure(lambda degraded, kinds: degraded)
     assert list(noisy) == ["restormer-gaussian-color sigma=50", "clean-identity-rgb"] == list(chosen.decisive)
     assert noisy["clean-identity-rgb"] == 100 and 13 < noisy["restormer-gaussian-color sigma=50"] < 16
     law = find_protocol("restormer-gaussian-color")
@@ -458,13 +458,13 @@ def test_validation_by_a_protocol_of_pairs_degrades_clean_patches_in_one_way(fol
     batches = Batches(source_of(folder), RecipeSpec(name="rain"))
     one, other = (validation_set(batches, wanted=laws("paired-rgb")) for _ in range(2))
     assert torch.equal(one.inputs["paired-rgb"], other.inputs["paired-rgb"])
-    assert one.measure(lambda degraded: degraded)["paired-rgb"] < 45
+    assert one.measure(lambda degraded, kinds: degraded)["paired-rgb"] < 45
 
 
 def test_validation_by_a_protocol_takes_pairs(pairs):
     chosen = validation_set(Batches(pairs_of(str(pairs)), None), wanted=laws("gopro-rgb"))
-    figure = chosen.measure(lambda degraded: degraded)["gopro-rgb"]
-    assert chosen.measure(lambda degraded: degraded * 2)["gopro-rgb"] > figure + 20
+    figure = chosen.measure(lambda degraded, kinds: degraded)["gopro-rgb"]
+    assert chosen.measure(lambda degraded, kinds: degraded * 2)["gopro-rgb"] > figure + 20
 
 
 def test_protocols_that_do_not_fit_are_refused(folder):

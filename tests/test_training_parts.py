@@ -96,7 +96,7 @@ def test_refiner_and_backbone_are_trained_together_at_their_own_rates(folder, tm
     run = prepare(spec, tmp_path, "cpu")
     start = {name: value.detach().clone() for name, value in run.learner.parameters.items()}
     degraded = torch.rand(2, 3, 16, 16)
-    assert len(run.learner.trainee(degraded)) == 2
+    assert len(run.learner.trainee(degraded).images) == 2
     run.train()
     moved = {name: float((run.learner.parameters[name].detach() - start[name]).abs().max()) for name in start}
     assert 0 < moved["backbone.conv.weight"] < 0.3 * moved["refiner.conv.weight"]

@@ -116,6 +116,7 @@ def restore(
     for folder in {job.target.parent for job in jobs}:
         ensure_writable(folder)
 
+    from restorekit.contracts import Verdict
     from restorekit.pipeline import Pipeline
     from restorekit.runtime import tune_allocator
 
@@ -136,7 +137,9 @@ def restore(
         say_json(records)
     else:
         for record in (record for record in records if "error" not in record):
-            say(f"{record['output']}   {record['seconds']:.1f} s")
+            verdicts = (step["verdict"] for step in record["steps"] if step["verdict"])
+            said = "".join(f"   {Verdict(**verdict)}" for verdict in verdicts)
+            say(f"{record['output']}   {record['seconds']:.1f} s{said}")
     if failed:
         note(f"{failed} of {len(jobs)} inputs failed")
         raise typer.Exit(2 if len(jobs) == 1 else 3)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from restorekit.degradations.noise import add_gaussian_noise, gaussian, poisson_gaussian
     from restorekit.degradations.pane import raindrops
     from restorekit.degradations.rainfall import rain
-    from restorekit.degradations.recipe import FUNCTIONS, Drawn, apply, draw, streams
+    from restorekit.degradations.recipe import FUNCTIONS, Drawn, apply, draw, draw_kind, streams
     from restorekit.degradations.sizes import downscale
     from restorekit.degradations.snowfall import snow
     from restorekit.degradations.spec import RecipeSpec
@@ -47,6 +47,7 @@ _HOMES = {
     "depth_field": "air",
     "downscale": "sizes",
     "draw": "recipe",
+    "draw_kind": "recipe",
     "gaussian": "noise",
     "gaussian_blur": "blurring",
     "haze": "air",
@@ -77,6 +78,7 @@ __all__ = [
     "depth_field",
     "downscale",
     "draw",
+    "draw_kind",
     "gaussian",
     "gaussian_blur",
     "haze",

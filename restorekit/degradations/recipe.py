@@ -22,7 +22,7 @@ from restorekit.degradations.pane import raindrops
 from restorekit.degradations.rainfall import rain
 from restorekit.degradations.sizes import downscale
 from restorekit.degradations.snowfall import snow
-from restorekit.degradations.spec import RecipeSpec
+from restorekit.degradations.spec import CLEAN, RecipeSpec
 from restorekit.degradations.storage import jpeg, quantisation
 
 
@@ -66,23 +66,52 @@ class Drawn:
 
 def draw(spec: RecipeSpec, random: np.random.Generator) -> tuple[Drawn, ...]:
     """Return what a recipe comes to for one image, in order; nothing where its probability was missed."""
-    if spec.probability < 1 and random.random() >= spec.probability:
-        return ()
-    if spec.one_of:
-        weights = np.array([option.weight for option in spec.one_of])
-        return draw(spec.one_of[random.choice(len(weights), p=weights / weights.sum())], random)
-    if spec.chain:
-        order = random.permutation(len(spec.chain)) if spec.shuffle else range(len(spec.chain))
-        return tuple(drawn for index in order for drawn in draw(spec.chain[index], random))
-    assert spec.name is not None
-    return (
-        Drawn(
-            spec.name,
-            {
-                name: _value(spec.params.get(name, parameter.default), parameter, random)
-                for name, parameter in KINDS[spec.name].parameters.items()
-            },
-        ),
+    return draw_kind(spec, random)[0]
+
+
+def draw_kind(spec: RecipeSpec, random: np.random.Generator, kind: str = "") -> tuple[tuple[Drawn, ...], str]:
+    """Return what a recipe comes to for one image, and which of ``spec.kinds`` that is.
+
+    Args:
+        spec: the recipe.
+        random: draws the same numbers whether the kind is asked for or not.
+        kind: take an option of this kind, whatever the weights; by default any.
+    """
+    chooser = spec.chooser
+    found: list[str] = []
+
+    def walk(step: RecipeSpec) -> tuple[Drawn, ...]:
+        if step.probability < 1 and random.random() >= step.probability:
+            return ()
+        if step.one_of:
+            weights = np.array([option.weight for option in step.one_of])
+            if kind and step is chooser:
+                asked = np.array([option.kind == kind for option in step.one_of])
+                weights = weights * asked if (weights * asked).any() else asked.astype(float)
+            option = step.one_of[random.choice(len(weights), p=weights / weights.sum())]
+            drawn = walk(option)
+            if drawn and step is chooser:
+                found.append(option.kind)
+            return drawn
+        if step.chain:
+            order = random.permutation(len(step.chain)) if step.shuffle else range(len(step.chain))
+            return tuple(drawn for index in order for drawn in walk(step.chain[index]))
+        return (_drawn(step, random),)
+
+    drawn = walk(spec)
+    if drawn and chooser is None:
+        found.append(spec.kind)
+    return drawn, found[0] if found else CLEAN
+
+
+def _drawn(step: RecipeSpec, random: np.random.Generator) -> Drawn:
+    assert step.name is not None
+    return Drawn(
+        step.name,
+        {
+            name: _value(step.params.get(name, parameter.default), parameter, random)
+            for name, parameter in KINDS[step.name].parameters.items()
+        },
     )
 
 

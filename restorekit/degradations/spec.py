@@ -27,8 +27,10 @@ from restorekit.config import Spec
 from restorekit.degradations.catalogue import COMPOSITIONS, KINDS, STRENGTHS, Parameter
 from restorekit.errors import near
 
+#: The kind of an image that nothing was done to.
+CLEAN = "clean"
 _VERBS = ("name", "chain", "one_of")
-_COMMON = ("probability", "weight")
+_COMMON = ("probability", "weight", "label")
 
 
 class RecipeSpec(Spec):
@@ -45,6 +47,7 @@ class RecipeSpec(Spec):
     one_of: tuple[RecipeSpec, ...] = Field(default=(), min_length=1, description="one, by the weights")
     probability: Annotated[float, Field(ge=0, le=1)] = Field(default=1.0, description="that it is done")
     weight: Annotated[float, Field(ge=0)] = Field(default=1.0, description="beside others of a one_of")
+    label: str = Field(default="", description="what training calls this kind of degradation")
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +66,38 @@ class RecipeSpec(Spec):
         """Return every degradation that may come of it."""
         inner = (step.names() for step in (*self.chain, *self.one_of))
         return frozenset(({self.name} if self.name else set()).union(*inner))
+
+    @property
+    def kind(self) -> str:
+        """What this kind of degradation is called: its label, or else its names with a plus between."""
+        if self.label or self.name:
+            return self.label or str(self.name)
+        return "+".join(dict.fromkeys(step.kind for step in (*self.chain, *self.one_of)))
+
+    @property
+    def chooser(self) -> RecipeSpec | None:
+        """The recipe whose options are the kinds: this one, or the only ``one_of`` in its chain."""
+        choosers = [step for step in (self, *self.chain) if step.one_of]
+        return choosers[0] if len(choosers) == 1 and not self.label else None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Every kind that an image may be of, in order; options of one label are one kind.
+
+        Where there is no choice, or several, the whole is the only kind. ``clean`` comes last where a missed
+        probability may leave an image as it is.
+        """
+        chooser = self.chooser
+        options = chooser.one_of if chooser else (self,)
+        spared = chooser is not None and min(self.probability, chooser.probability) < 1
+        missed = spared or any(option.may_do_nothing for option in options)
+        return tuple(dict.fromkeys([*(option.kind for option in options), *([CLEAN] if missed else [])]))
+
+    @property
+    def may_do_nothing(self) -> bool:
+        """Whether missed probabilities can leave nothing of it to be done."""
+        inner = [step.may_do_nothing for step in (*self.chain, *self.one_of)]
+        return self.probability < 1 or (any(inner) if self.one_of else bool(inner) and all(inner))
 
     @model_serializer
     def _as_read(self) -> dict[str, Any]:

@@ -78,7 +78,8 @@ def build_networks(spec: TrainSpec) -> Networks:
         refiner, prior = cast(Refiner, modules["refiner"]), cast(Prior, modules["prior"])
         trainee: Trainee = RefinerTrainee(refiner, prior, backbone, joint="backbone" in trained)
     else:
-        trainee = BackboneTrainee(backbone, cast("Adapter | None", modules.get("adapter")))
+        adapter = cast("Adapter | None", modules.get("adapter"))
+        trainee = BackboneTrainee(backbone, adapter, spec.kinds, restores={*spec.loss} != {"kind"})
     _check_trainee(trainee, spec)
     return Networks(trainee, cast("Prior | None", modules.get("perceptual")), parts)
 
@@ -144,6 +145,13 @@ def _check_trainee(trainee: Trainee, spec: TrainSpec) -> None:
     if not trainee.trained_parameters():
         named = " and ".join(getattr(spec, part).name for part in spec.trained_parts)
         raise TrainingError(f"{named} has no parameters to train", "name a network that has weights")
+    if "kind" in spec.loss:
+        image = torch.zeros(1, trainee.channels, *(2 * [trainee.size_multiple]))
+        if trainee.tell(image) is None:
+            raise TrainingError(
+                "nothing here tells kinds of degradation, which the loss kind compares",
+                "name an adapter that has a classifier, and let it be trained",
+            )
     if trainee.channels not in (1, 3):
         raise TrainingError(
             f"the network takes {trainee.channels} channels, photographs have 3", "name another network"

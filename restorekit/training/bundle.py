@@ -112,7 +112,6 @@ def bundle(
         checkpoint,
         output,
         component=component.name if part == "backbone" else None,
-        params=component.params,
         licence=licence,
         overwrite=overwrite,
     )

@@ -22,13 +22,16 @@ def draw_curve(rows: Sequence[Row], path: Path) -> None:
     steps = [row["step"] for row in rows]
     loss_axes.plot(steps, [row["loss"] for row in rows])
     loss_axes.set(xlabel="step", ylabel="training loss")
-    for name in (name.removeprefix(RAW) for name in rows[0] if name.startswith(RAW)):
+    names = [name.removeprefix(RAW) for name in rows[0] if name.startswith(RAW)]
+    told = names == ["kinds"]
+    # Per cent beside dB would flatten both.
+    for name in names if told else [name for name in names if name != "kinds"]:
         (line,) = psnr_axes.plot(
             steps, [row.get(AVERAGED + name, row[RAW + name]) for row in rows], label=name
         )
         if AVERAGED + name in rows[0]:
             psnr_axes.plot(steps, [row[RAW + name] for row in rows], ":", color=line.get_color())
-    psnr_axes.set(xlabel="step", ylabel="validation PSNR, dB")
+    psnr_axes.set(xlabel="step", ylabel="kinds told right, %" if told else "validation PSNR, dB")
     psnr_axes.legend(fontsize="small")
     for axes in (loss_axes, psnr_axes):
         axes.grid(alpha=0.3)

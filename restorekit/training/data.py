@@ -6,7 +6,7 @@ that train together each take their share of the same batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
-from restorekit.degradations.recipe import apply, draw
+from restorekit.degradations.recipe import apply, draw_kind
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.training.cache import Pixels
 from restorekit.training.pairs import Pairs
@@ -35,6 +35,26 @@ def load_source(spec: DataSpec, scale: int = 1) -> Source:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What one step learns from.
+
+    Attributes:
+        degraded: patches (B, C, H, W), noise beyond [0, 1].
+        clean: patches (B, C, H, W) in [0, 1].
+        kinds: the share of each kind of degradation in each patch (B, K): one-hot but where patches were
+            blended. K is 0 where nobody knows.
+    """
+
+    degraded: Tensor
+    clean: Tensor
+    kinds: Tensor
+
+    def of(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with each of its tensors changed, as moved or cut."""
+        return Batch(change(self.degraded), change(self.clean), change(self.kinds))
+
+
+@dataclass(frozen=True)
 class Batches:
     """The batches of a run.
 
@@ -45,6 +65,8 @@ class Batches:
         augment: what is done to patches beside.
         channels: of the network: 1 or 3.
         scale: of the network: clean patches are larger by this.
+        kinds: names of the kinds of degradation, empty where nobody knows.
+        balanced: as many patches of each kind in every batch.
     """
 
     source: Source
@@ -53,6 +75,8 @@ class Batches:
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     channels: int = 3
     scale: int = 1
+    kinds: tuple[str, ...] = ()
+    balanced: bool = False
 
     def check(self, stages: Iterable[StageSpec]) -> None:
         """Look whether patches of every stage can be cut, before the first stage takes its hours.
@@ -61,74 +85,114 @@ class Batches:
             TrainingError: no photograph is large enough for one of them.
         """
         for stage in stages:
-            self.source.cut(stage.patch, np.random.default_rng(0))
+            for kind in self.kinds if self.balanced else ("",):
+                self.source.cut(stage.patch, np.random.default_rng(0), kind if self._paired else "")
 
-    def batch(self, step: int, stage: StageSpec) -> tuple[Tensor, Tensor]:
-        """Return degraded and clean patches (B, C, H, W) in [0, 1], noise beyond."""
+    @property
+    def _paired(self) -> bool:
+        return self.degradation is None
+
+    def batch(self, step: int, stage: StageSpec) -> Batch:
+        """Return the batch of a step, counted from 0."""
         random = np.random.default_rng((self.seed, step))
         noise = torch.Generator().manual_seed(int(random.integers(2**62)))
-        cuts = [self._cut(stage.patch, random) for _ in range(stage.batch)]
+        asked = self._asked(step, stage.batch)
+        cuts = [self._cut(stage.patch, random, kind) for kind in asked]
         # Drawn apart, so that a run without gray patches is the same with this choice and before it.
         gray = np.random.default_rng((self.seed, step, 2)).random(stage.batch) < self.augment.gray
         both = [
-            self._both(clean, degraded, bool(is_gray), random, noise)
-            for (clean, degraded), is_gray in zip(cuts, gray, strict=True)
+            self._both(cut, bool(is_gray), random, noise, kind)
+            for cut, is_gray, kind in zip(cuts, gray, asked, strict=True)
         ]
-        degraded, clean = (torch.stack(images) for images in zip(*both, strict=True))
-        return self._blended(degraded, clean, step)
+        degraded, clean, kinds = zip(*both, strict=True)
+        return self._blended(Batch(torch.stack(degraded), torch.stack(clean), self.shares(kinds)), step)
 
-    def _cut(self, side: int, random: np.random.Generator) -> tuple[Tensor, Tensor | None]:
-        cut = self.source.cut(side, random)
+    def shares(self, kinds: Sequence[str]) -> Tensor:
+        """Return names of kinds as one-hot rows (B, K)."""
+        rows = torch.zeros(len(kinds), len(self.kinds))
+        for row, kind in enumerate(kinds):
+            if self.kinds:
+                rows[row, self.kinds.index(kind)] = 1
+        return rows
+
+    def _asked(self, step: int, count: int) -> list[str]:
+        """Return the kind that each patch has to be of; empty for any."""
+        if not self.balanced:
+            return [""] * count
+        # What does not divide evenly is made up for by the steps that follow.
+        return [self.kinds[(step * count + index) % len(self.kinds)] for index in range(count)]
+
+    def _cut(self, side: int, random: np.random.Generator, kind: str) -> _Patch:
+        cut = self.source.cut(side, random, kind if self._paired else "")
         # Drawn whether they are used or not, so that switching one off changes nothing else.
         quarters, mirrored = int(random.integers(4)), bool(random.integers(2))
         quarters, mirrored = quarters * self.augment.rotate, mirrored and self.augment.flip
         clean = to_channels(_turned(cut.clean, quarters, mirrored), self.channels)
         if cut.degraded is None:
-            return clean, None
-        return clean, to_channels(_turned(cut.degraded, quarters, mirrored), self.channels)
+            return _Patch(clean, None, "")
+        degraded = to_channels(_turned(cut.degraded, quarters, mirrored), self.channels)
+        return _Patch(clean, degraded, cut.kind)
 
     def _both(
-        self,
-        clean: Tensor,
-        degraded: Tensor | None,
-        is_gray: bool,
-        random: np.random.Generator,
-        noise: torch.Generator,
-    ) -> tuple[Tensor, Tensor]:
-        if is_gray and degraded is None and self.channels == 3:
+        self, patch: _Patch, is_gray: bool, random: np.random.Generator, noise: torch.Generator, kind: str
+    ) -> tuple[Tensor, Tensor, str]:
+        """Return degraded and clean (C, H, W), and what kind of degradation it is."""
+        clean = patch.clean
+        if patch.degraded is not None or self.degradation is None:
+            return clean if patch.degraded is None else patch.degraded, clean, patch.kind
+        if is_gray and self.channels == 3:
             # A gray photograph in a colour network has the same noise in every colour.
-            luma = (clean * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
-            shape = (self.channels, -1, -1)
-            return self._degraded(luma, None, random, noise).expand(shape), luma.expand(shape)
-        return self._degraded(clean, degraded, random, noise), clean
+            clean = (clean * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+        degraded, found = degrade(reduced(clean, self.scale), self.degradation, random, noise, kind)
+        shape = (self.channels, -1, -1)
+        return degraded.expand(shape), clean.expand(shape), found
 
-    def _degraded(
-        self, clean: Tensor, degraded: Tensor | None, random: np.random.Generator, noise: torch.Generator
-    ) -> Tensor:
-        if degraded is not None or self.degradation is None:
-            return clean if degraded is None else degraded
-        return degrade(reduced(clean, self.scale), self.degradation, random, noise)
-
-    def _blended(self, degraded: Tensor, clean: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _blended(self, batch: Batch, step: int) -> Batch:
         random = np.random.default_rng((self.seed, step, 1))
         if self.augment.mixup == 0 or random.random() >= self.augment.mixup:
-            return degraded, clean
-        share, order = random.beta(_MIXUP, _MIXUP), torch.from_numpy(random.permutation(len(clean)))
-        return torch.lerp(degraded[order], degraded, share), torch.lerp(clean[order], clean, share)
+            return batch
+        share, order = random.beta(_MIXUP, _MIXUP), torch.from_numpy(random.permutation(len(batch.clean)))
+        return batch.of(lambda images: torch.lerp(images[order], images, share))
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """A window as tensors (C, H, W), before it is degraded."""
+
+    clean: Tensor
+    degraded: Tensor | None
+    kind: str
 
 
 def degrade(
-    clean: Tensor, spec: DenoiseSpec | RecipeSpec, random: np.random.Generator, noise: torch.Generator
-) -> Tensor:
-    """Return one patch (C, H, W) degraded by a recipe, or by the shares of noise and compression.
+    clean: Tensor,
+    spec: DenoiseSpec | RecipeSpec,
+    random: np.random.Generator,
+    noise: torch.Generator,
+    kind: str = "",
+) -> tuple[Tensor, str]:
+    """Return one patch (C, H, W) degraded by a recipe, or by shares of noise and compression, and its kind.
 
     What a recipe made smaller is enlarged again, as Real-ESRGAN does: the network keeps the size.
+
+    Args:
+        clean: the patch.
+        spec: what it suffers.
+        random: decides.
+        noise: fills in.
+        kind: of a recipe, the kind that it has to be; by default any.
     """
     if isinstance(spec, RecipeSpec):
-        degraded = apply(draw(spec, random), clean, noise)
-        if degraded.shape == clean.shape:
-            return degraded
-        return interpolate(degraded[None], clean.shape[-2:], mode="bicubic", align_corners=False)[0]
+        drawn, found = draw_kind(spec, random, kind)
+        degraded = apply(drawn, clean, noise)
+        if degraded.shape != clean.shape:
+            size = clean.shape[-2:]
+            degraded = interpolate(degraded[None], size, mode="bicubic", align_corners=False)[0]
+        return degraded, found
+    return _noisy(clean, spec, random, noise), ""
+
+
+def _noisy(clean: Tensor, spec: DenoiseSpec, random: np.random.Generator, noise: torch.Generator) -> Tensor:
     chance = random.random()
     if chance < spec.clean:
         return clean

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+from restorekit.contracts import Adapter
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
 from restorekit.training.folder import part_files
@@ -32,9 +33,13 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
     for name, file in part_files(path, trainee.parts).items():
         part = parts[name]
         facts = {COMPONENT_KEY: part.entry.name, "restorekit.kind": part.kind, "steps": str(step)}
-        if part.params:
-            facts[PARAMS_KEY] = json.dumps(part.params)
-        tensors = trainee.parts[name].state_dict()
+        module, params = trainee.parts[name], part.params
+        if isinstance(module, Adapter):
+            params = dict(module.file_arguments(params))
+            facts |= module.file_facts()
+        if params:
+            facts[PARAMS_KEY] = json.dumps(params)
+        tensors = module.state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 
 

@@ -15,10 +15,12 @@ from restorekit.training.average import Average
 from restorekit.training.build import Networks
 from restorekit.training.checkpoint import load_optimizer_state, optimizer_state
 from restorekit.training.clock import Clock
-from restorekit.training.losses import weighted
+from restorekit.training.data import Batch
+from restorekit.training.losses import kind_loss, weighted
 from restorekit.training.processes import Processes
 from restorekit.training.schedule import learning_rate
 from restorekit.training.spec import TrainSpec
+from restorekit.training.trainee import Outputs
 
 
 class Learner:
@@ -39,7 +41,8 @@ class Learner:
         for network in self.trainee.children():
             channels_last(network)
         self._network = processes.prepare(self.trainee)
-        self._loss = weighted(spec.loss, networks.perceptual.to(device) if networks.perceptual else None)
+        of_images = {name: weight for name, weight in spec.loss.items() if name != "kind"}
+        self._loss = weighted(of_images, networks.perceptual.to(device) if networks.perceptual else None)
         self.parameters = self.trainee.trained_parameters()
         self.average = Average(self.parameters, spec.ema) if spec.ema else None
         settings = spec.optimizer
@@ -54,8 +57,8 @@ class Learner:
             groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
 
-    def learn(self, degraded: Tensor, clean: Tensor, step: int) -> tuple[float, float]:
-        """Take one step, counted from 0, on a batch (B, C, H, W) that all processes share.
+    def learn(self, batch: Batch, step: int) -> tuple[float, float]:
+        """Take one step, counted from 0, on a batch that all processes share.
 
         Returns:
             its loss, and the norm of its gradient; where they are not finite, nor are the weights any more.
@@ -67,7 +70,7 @@ class Learner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         with self.clock.counting("forward+backward"):
-            loss = self._backward(degraded, clean, step)
+            loss = self._backward(batch, step)
         with self.clock.counting("optimizer"):
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.spec.optimizer.clip)
             self._optimizer.step()
@@ -77,29 +80,34 @@ class Learner:
             value, size = torch.stack((self.processes.mean(loss), norm)).tolist()
         return value, size
 
-    def _backward(self, degraded: Tensor, clean: Tensor, step: int) -> Tensor:
+    def _backward(self, batch: Batch, step: int) -> Tensor:
         """Set the gradients of a batch, part by part; return its loss in this process."""
         # Networks that draw numbers, as for dropout, draw the same ones in a resumed run.
         words = np.random.SeedSequence((self.spec.seed, step, self.processes.rank)).generate_state(1)
         torch.manual_seed(int(words[0]))
         parts = self.spec.accumulate
-        batches = [self._sent(self.processes.share(images)).chunk(parts) for images in (degraded, clean)]
+        own = batch.of(self.processes.share)
+        sent = (self._sent(own.degraded), self._sent(own.clean), own.kinds.to(self.processes.device))
+        batches = [tensor.chunk(parts) for tensor in sent]
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
-        for index, (inputs, targets) in enumerate(zip(*batches, strict=True)):
+        for index, part in enumerate(zip(*batches, strict=True)):
             with self.processes.gathering(self._network, last=index == parts - 1):
-                loss = self._loss_of(inputs, targets) / parts
+                loss = self._loss_of(*part) / parts
                 self.processes.backward(loss)
             losses.append(loss.detach())
         if all(parameter.grad is None for parameter in self.parameters.values()):
             raise _unreached(self.spec)
         return torch.stack(losses).sum()
 
-    def _loss_of(self, degraded: Tensor, clean: Tensor) -> Tensor:
+    def _loss_of(self, degraded: Tensor, clean: Tensor, kinds: Tensor) -> Tensor:
         half = self.spec.precision == "bf16"
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
-            outputs = self._network(degraded)
-        loss = torch.stack([self._loss(output.float(), clean) for output in outputs]).sum()
+            outputs: Outputs = self._network(degraded, kinds)
+        terms = [self._loss(image.float(), clean) for image in outputs.images]
+        if outputs.logits is not None and "kind" in self.spec.loss:
+            terms.append(self.spec.loss["kind"] * kind_loss(outputs.logits, kinds))
+        loss = torch.stack(terms).sum()
         if not loss.requires_grad:
             raise _unreached(self.spec)
         return loss
@@ -121,9 +129,13 @@ class Learner:
         finally:
             self.trainee.train()
 
-    def restore(self, degraded: Tensor) -> Tensor:
-        """(B, C, H, W) on any device -> (B, C, H, W) on the learner's."""
-        return self.trainee.restore(self._sent(degraded))
+    def restore(self, degraded: Tensor, kinds: Tensor) -> Tensor:
+        """(B, C, H, W) and kinds (B, K) on any device -> (B, C, H, W) on the learner's."""
+        return self.trainee.restore(self._sent(degraded), kinds.to(self.processes.device))
+
+    def tell(self, degraded: Tensor) -> Tensor | None:
+        """(B, C, H, W) on any device -> logits of the kinds (B, K), where the trainee tells them."""
+        return self.trainee.tell(self._sent(degraded))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Return all that learning goes on from: weights, average, optimizer."""

@@ -23,7 +23,7 @@ from restorekit.training.build import Networks, build_networks
 from restorekit.training.checkpoint import Progress, writing
 from restorekit.training.clock import Clock
 from restorekit.training.curve import AVERAGED, RAW, Row
-from restorekit.training.data import Batches, load_source
+from restorekit.training.data import Batch, Batches, load_source
 from restorekit.training.environment import environment
 from restorekit.training.export import export
 from restorekit.training.folder import RunFolder, part_files
@@ -87,7 +87,16 @@ class Run:
         self.folder, self.clock, self.progress = RunFolder(folder), Clock(), Progress()
         self.learner = Learner(spec, networks, together, self.clock)
         trainee = networks.trainee
-        self.batches = Batches(source, spec.noise, spec.seed, spec.augment, trainee.channels, trainee.scale)
+        self.batches = Batches(
+            source,
+            spec.noise,
+            spec.seed,
+            spec.augment,
+            trainee.channels,
+            trainee.scale,
+            spec.kinds,
+            spec.balanced,
+        )
 
     def resume(self) -> None:
         """Continue from the last checkpoint.
@@ -123,6 +132,8 @@ class Run:
                 self._save()
         multiple = self.networks.trainee.size_multiple
         validation = validation_set(self.batches, multiple, self.spec.validation) if first else None
+        if validation and not self.networks.trainee.restores:
+            validation = validation.of_kinds()
         board = (
             Board(self.folder.path / "board", self.progress.step) if first and self.spec.tensorboard else None
         )
@@ -148,32 +159,32 @@ class Run:
         """Yield a row after every step, with nothing but its loss and learning rate."""
         spec, progress = self.spec, self.progress
 
-        def make(step: int) -> tuple[Tensor, Tensor]:
-            images = self.batches.batch(step, stage_at(spec.stages, step))
+        def make(step: int) -> Batch:
+            batch = self.batches.batch(step, stage_at(spec.stages, step))
             # Pinned memory is copied to a GPU while that computes.
             on_gpu = self.processes.device.type == "cuda"
-            return (images[0].pin_memory(), images[1].pin_memory()) if on_gpu else images
+            return batch.of(Tensor.pin_memory) if on_gpu else batch
 
         batches = ahead(make, progress.step, spec.steps, spec.data.workers)
         with closing(batches):
             while progress.step < spec.steps:
                 with self.clock.counting("data"):
-                    degraded, clean = next(batches)
-                loss, norm = self.learner.learn(degraded, clean, progress.step)
+                    batch = next(batches)
+                loss, norm = self.learner.learn(batch, progress.step)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise self._diverged(loss, norm, degraded, clean)
+                    raise self._diverged(loss, norm, batch)
                 rate = learning_rate(spec.optimizer, progress.step, spec.steps)
                 progress.step += 1
                 progress.loss_sum += loss
                 progress.loss_count += 1
                 yield {"step": progress.step, "loss": loss, "lr": rate}
 
-    def _diverged(self, loss: float, norm: float, degraded: Tensor, clean: Tensor) -> TrainingError:
+    def _diverged(self, loss: float, norm: float, batch: Batch) -> TrainingError:
         """Keep the batch, and return the error that names it."""
         step = self.progress.step
         path = self.folder.path / f"bad-batch-{step}.safetensors"
         if self.processes.rank == 0:
-            checkpoint.save_tensors(path, {"degraded": degraded, "clean": clean}, {"step": str(step)})
+            checkpoint.save_tensors(path, vars(batch), {"step": str(step)})
         what = f"the gradient is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
         return TrainingError(
             f"{what} at step {step}, its batch is in {path}",
@@ -192,7 +203,7 @@ class Run:
         with self.clock.counting("validation"):
             for prefix in (RAW, AVERAGED) if self.learner.average else (RAW,):
                 with self.learner.evaluating(averaged=prefix == AVERAGED):
-                    figures = validation.measure(self.learner.restore)
+                    figures = validation.measure(self.learner.restore, self.learner.tell)
                 row |= {prefix + name: value for name, value in figures.items()}
             averaged = self._averaged_is_better(row, validation)
             with self.learner.evaluating(averaged):
@@ -206,7 +217,7 @@ class Run:
                 board.write(row, picture)
 
     def _draw(self, validation: ValidationSet) -> Tensor | None:
-        if self.spec.pictures == 0:
+        if self.spec.pictures == 0 or not self.networks.trainee.restores:
             return None
         picture = strips(validation.examples(self.learner.restore, self.spec.pictures))
         folder = self.folder.path / "pictures"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, cross_entropy, pad
 
 from restorekit.contracts import Prior, PriorFeatures
 from restorekit.errors import TrainingError
@@ -105,6 +105,11 @@ def perceptual_loss(prior: Prior) -> Loss:
     return loss
 
 
+def kind_loss(logits: Tensor, kinds: Tensor) -> Tensor:
+    """Return the cross entropy of logits (B, K) and of shares of kinds (B, K), smoothed by 0.05."""
+    return cross_entropy(logits.float(), kinds.float(), label_smoothing=0.05)
+
+
 LOSSES: dict[str, Loss] = {
     "psnr": psnr_loss,
     "charbonnier": charbonnier,
@@ -116,7 +121,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def weighted(weights: Mapping[str, float], prior: Prior | None = None) -> Loss:
-    """Return the weighted sum of losses by name; ``perceptual`` compares with ``prior``."""
+    """Return the weighted sum of losses by name, of images; ``perceptual`` compares with ``prior``."""
     terms = [
         (perceptual_loss(prior) if name == "perceptual" and prior else LOSSES[name], weight)
         for name, weight in weights.items()

@@ -22,7 +22,7 @@ class Pairs(Source):
 
     Args:
         decoded: their pixels.
-        found: degraded and clean photographs.
+        found: degraded and clean photographs, and what the degraded ones suffer from.
         skipped: files that were left out.
         spec: which are held out.
         scale: of the network: side of clean patches divided by side of degraded ones.
@@ -31,16 +31,17 @@ class Pairs(Source):
     def __init__(
         self,
         decoded: Decoded,
-        found: list[tuple[Photograph, Photograph]],
+        found: list[tuple[Photograph, Photograph, str]],
         skipped: list[Skipped],
         spec: DataSpec,
         scale: int = 1,
     ) -> None:
         where = f"data.pairs: {', '.join(map(_said, spec.pairs))}"
-        super().__init__(*hold_out([clean for _, clean in found], spec.hold_out, where, skipped), skipped)
-        self._partner = {clean.name: degraded for degraded, clean in found}
+        super().__init__(*hold_out([clean for _, clean, _ in found], spec.hold_out, where, skipped), skipped)
+        self._partner = {clean.name: degraded for degraded, clean, _ in found}
+        self._kind = {clean.name: kind for _, clean, kind in found}
         self._decoded, self._scale = decoded, scale
-        self._candidates: dict[int, list[Photograph]] = {}
+        self._candidates: dict[tuple[int, str], list[Photograph]] = {}
 
     @classmethod
     def load(cls, spec: DataSpec, scale: int = 1) -> Self:
@@ -56,41 +57,46 @@ class Pairs(Source):
             found = find_pairs(folder)
             alone += [Skipped(path, "its partner is missing") for path in found.unpaired]
             prefix = f"{_said(folder)}/" if len(spec.pairs) > 1 else ""
+            kind = folder.kind if isinstance(folder, PairSpec) else ""
             for sample in found.samples:
                 assert sample.degraded is not None
-                job = partial(_pair, decoded, prefix + sample.name, sample.degraded, sample.clean, scale)
+                name = prefix + sample.name
+                job = partial(_pair, decoded, name, sample.degraded, sample.clean, scale, kind)
                 jobs.append((sample.degraded, job))
         pairs, failed = decode_all(jobs)
         return cls(decoded, pairs, alone + failed, spec, scale)
 
-    def cut(self, side: int, random: np.random.Generator) -> Cut:
+    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
         """Cut the same random window of both photographs of a random pair."""
-        candidates = self._large_enough(side)
+        candidates = self._large_enough(side, kind)
         if not candidates:
-            raise TrainingError(f"no pair is at least {side} pixels wide and high", "use smaller patches")
+            of = f" of {kind}" if kind else ""
+            raise TrainingError(f"no pair{of} is at least {side} pixels wide and high", "use smaller patches")
         whole = first_readable(candidates, int(random.integers(len(candidates))), self.whole)
         assert whole.degraded is not None
         top, left = (int(random.integers(length - side + 1)) for length in whole.degraded.shape[:2])
         degraded = whole.degraded[top : top + side, left : left + side]
         top, left, side = (value * self._scale for value in (top, left, side))
-        return Cut(whole.clean[top : top + side, left : left + side], degraded)
+        return Cut(whole.clean[top : top + side, left : left + side], degraded, whole.kind)
 
     def whole(self, photograph: Photograph) -> Cut:
         """Return a clean photograph and its degraded partner."""
-        pixels = self._decoded.pixels
-        return Cut(pixels(photograph), pixels(self._partner[photograph.name]))
+        pixels, name = self._decoded.pixels, photograph.name
+        return Cut(pixels(photograph), pixels(self._partner[name]), self._kind[name])
 
     def files(self) -> Iterable[Photograph]:
         """Return both photographs of every pair."""
         for clean in (*self.trained, *self.held_out):
             yield from (clean, self._partner[clean.name])
 
-    def _large_enough(self, side: int) -> list[Photograph]:
-        if side not in self._candidates:
-            self._candidates[side] = [
-                one for one in self.trained if min(self._partner[one.name].size) >= side
+    def _large_enough(self, side: int, kind: str) -> list[Photograph]:
+        if (side, kind) not in self._candidates:
+            self._candidates[side, kind] = [
+                one
+                for one in self.trained
+                if min(self._partner[one.name].size) >= side and kind in ("", self._kind[one.name])
             ]
-        return self._candidates[side]
+        return self._candidates[side, kind]
 
 
 def find_pairs(folder: str | PairSpec) -> Dataset:
@@ -116,8 +122,8 @@ def _said(folder: str | PairSpec) -> str:
 
 
 def _pair(
-    decoded: Decoded, name: str, degraded: Path, clean: Path, scale: int
-) -> tuple[Photograph, Photograph]:
+    decoded: Decoded, name: str, degraded: Path, clean: Path, scale: int, kind: str
+) -> tuple[Photograph, Photograph, str]:
     one, other = decoded.add(f"{name} (degraded)", degraded), decoded.add(name, clean)
     if tuple(length * scale for length in one.size) != other.size:
         (height, width), (clean_height, clean_width) = one.size, other.size
@@ -125,4 +131,4 @@ def _pair(
         raise ImageError(
             f"{degraded.name} is {width}x{height} and {clean.name} {clean_width}x{clean_height}{expected}"
         )
-    return one, other
+    return one, other, kind

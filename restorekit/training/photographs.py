@@ -56,7 +56,7 @@ class Photographs(Source):
                 jobs.append((path, partial(decoded.add, name, path, spec.scales)))
         return cls(decoded, *decode_all(jobs), spec, scale)
 
-    def cut(self, side: int, random: np.random.Generator) -> Cut:
+    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
         """Cut a random window of a random photograph at a random scale."""
         side *= self._scale
         scale = self._scales[random.integers(len(self._scales))]

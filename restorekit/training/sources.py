@@ -41,10 +41,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Cut:
-    """A window (H, W, 3) of a clean photograph, and of the degraded one where there are pairs."""
+    """A window (H, W, 3) of a clean photograph, and of the degraded one where there are pairs.
+
+    Attributes:
+        clean: what should come out.
+        degraded: what goes in.
+        kind: what that suffers from, where somebody said.
+    """
 
     clean: Pixels
     degraded: Pixels | None = None
+    kind: str = ""
 
 
 class Source(ABC):
@@ -62,8 +69,8 @@ class Source(ABC):
         self.trained, self.held_out, self.skipped = tuple(trained), tuple(held_out), tuple(skipped)
 
     @abstractmethod
-    def cut(self, side: int, random: np.random.Generator) -> Cut:
-        """Cut a random window whose degraded side is ``side``.
+    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
+        """Cut a random window whose degraded side is ``side``; of a pair of one kind where it is asked for.
 
         Raises:
             TrainingError: no photograph is that large, or none can be read any more.

@@ -15,7 +15,7 @@ from restorekit.errors import near
 Share = Annotated[float, Field(ge=0, le=1)]
 TrainedPart = Literal["backbone", "adapter", "refiner"]
 
-LOSS_NAMES = ("psnr", "charbonnier", "l1", "fft", "edge", "ssim", "perceptual")
+LOSS_NAMES = ("psnr", "charbonnier", "l1", "fft", "edge", "ssim", "perceptual", "kind")
 
 
 def _several(value: object) -> object:
@@ -27,6 +27,7 @@ class PairSpec(Spec):
 
     degraded: str
     clean: str
+    kind: str = Field(default="", description="what the degraded ones suffer from, as rain")
 
 
 Folders = Annotated[tuple[str, ...], BeforeValidator(_several, json_schema_input_type=str | list[str])]
@@ -184,6 +185,9 @@ class TrainSpec(Spec):
         default=None,
         description="what clean patches suffer: a recipe, or shares of noise and JPEG; for pairs nothing",
     )
+    balanced: bool = Field(
+        default=False, description="as many patches of each kind of degradation in every batch"
+    )
     augment: AugmentSpec = AugmentSpec()
     stages: tuple[StageSpec, ...] = Field(min_length=1)
     accumulate: int = Field(default=1, gt=0, description="parts in which a batch goes through the network")
@@ -229,6 +233,14 @@ class TrainSpec(Spec):
         """What clean patches suffer; None for pairs."""
         return None if self.data.pairs else self.degradation or DenoiseSpec()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of degradation that patches are of, in order; empty where the config does not say."""
+        if self.data.pairs:
+            named = [folder.kind if isinstance(folder, PairSpec) else "" for folder in self.data.pairs]
+            return tuple(dict.fromkeys(named)) if all(named) else ()
+        return self.noise.kinds if isinstance(self.noise, RecipeSpec) else ()
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if bool(self.refiner) != bool(self.prior):
@@ -238,6 +250,18 @@ class TrainSpec(Spec):
                 "the perceptual loss and its prior go together",
                 "write perceptual: PRIOR, and its weight in loss",
             )
+        if (self.balanced or "kind" in self.loss) and len(self.kinds) < 2:
+            raise _wrong(
+                "there is one kind of degradation, or nobody knows which patches are of which",
+                "write degradation: {one_of: [...]}, or a kind for each of data.pairs",
+            )
+        if self.balanced and isinstance(self.noise, RecipeSpec):
+            options = self.noise.chooser.one_of if self.noise.chooser else ()
+            if {*self.kinds} - {option.kind for option in options}:
+                raise _wrong(
+                    "a missed probability makes clean patches, and cannot be balanced",
+                    "make clean an option of its own, and leave out the probabilities",
+                )
         if self.data.pairs and self.degradation:
             raise _wrong("pairs are degraded already", "leave out degradation")
         for part in self.trained:

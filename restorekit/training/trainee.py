@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Self
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,20 @@ from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refine
 from restorekit.errors import TrainingError
 
 
+class Outputs(NamedTuple):
+    """What a step compares.
+
+    Attributes:
+        images: with the clean images, the final one first.
+        logits: with the kinds of degradation (B, K); None where nothing tells them.
+    """
+
+    images: tuple[Tensor, ...]
+    logits: Tensor | None = None
+
+
 class Trainee(nn.Module, ABC):
-    """Maps degraded images to everything that is compared with the clean ones.
+    """Maps degraded images to everything that is compared.
 
     Attributes:
         parts: what is trained, by name, the part first whose weights are the run's. Everything else is
@@ -27,12 +40,14 @@ class Trainee(nn.Module, ABC):
         channels: C of the images.
         scale: side of the outputs divided by side of the input.
         precisions: those that it is known to work in.
+        restores: whether images are compared, or only what is told of them.
     """
 
     size_multiple: int
     channels: int
     scale: int
     precisions: frozenset[torch.dtype]
+    restores: bool = True
 
     @property
     @abstractmethod
@@ -40,12 +55,16 @@ class Trainee(nn.Module, ABC):
         """What is trained, by name."""
 
     @abstractmethod
-    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> every output that is compared, the final one first."""
+    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
+        """(B, C, H, W), and their kinds (B, K) where these are known -> every output that is compared."""
 
     @abstractmethod
-    def restore(self, degraded: Tensor) -> Tensor:
+    def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), the final output alone; for validation."""
+
+    def tell(self, degraded: Tensor) -> Tensor | None:
+        """(B, C, H, W) -> logits of the kinds of degradation (B, K); None where nothing tells them."""
+        return None
 
     def freeze_the_rest(self) -> Self:
         """Leave gradients to the parts that are trained; what a part froze itself stays frozen."""
@@ -95,11 +114,22 @@ class BackboneTrainee(Trainee):
     Args:
         backbone: the network.
         adapter: is attached to the backbone. It must share its parameters with the network it makes.
+        kinds: names of the kinds of degradation in the data, empty where nobody knows.
+        restores: compare images; else only the kinds that the adapter tells are compared.
     """
 
-    def __init__(self, backbone: Backbone, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        adapter: Adapter | None = None,
+        kinds: Sequence[str] = (),
+        *,
+        restores: bool = True,
+    ) -> None:
         super().__init__()
-        self.adapter = adapter
+        if adapter:
+            adapter.learn_kinds(kinds)
+        self.adapter, self.restores = adapter, restores
         self.network = adapter.attach(backbone) if adapter else backbone
         self.size_multiple, self.channels = self.network.size_multiple, self.network.channels
         self.scale, self.precisions = self.network.scale, self.network.precisions
@@ -110,14 +140,28 @@ class BackboneTrainee(Trainee):
         """The adapter, or else the backbone."""
         return {"adapter": self.adapter} if self.adapter else {"backbone": self.network}
 
-    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
-        """(B, C, H, W) -> every output of the backbone, the final one first."""
-        return tuple(self.network.training_outputs(degraded))
+    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
+        """(B, C, H, W) -> every output of the backbone, and what the adapter tells of the kinds."""
+        images: tuple[Tensor, ...] = ()
+        if self.restores:
+            with self._given(degraded, kinds):
+                images = tuple(self.network.training_outputs(degraded))
+        return Outputs(images, self.tell(degraded))
 
-    def restore(self, degraded: Tensor) -> Tensor:
+    def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        restored: Tensor = self.network(degraded)
+        with self._given(degraded, kinds):
+            restored: Tensor = self.network(degraded)
         return restored
+
+    def tell(self, degraded: Tensor) -> Tensor | None:
+        """(B, C, H, W) -> logits of the kinds (B, K), where the adapter tells them."""
+        return self.adapter.kind_logits(degraded) if self.adapter else None
+
+    def _given(self, degraded: Tensor, kinds: Tensor | None) -> AbstractContextManager[None]:
+        if self.adapter is None:
+            return nullcontext()
+        return self.adapter.given_kinds(degraded.new_zeros(len(degraded), 0) if kinds is None else kinds)
 
 
 class RefinerTrainee(Trainee):
@@ -152,16 +196,16 @@ class RefinerTrainee(Trainee):
             {"refiner": self.refiner, "backbone": self.backbone} if self.joint else {"refiner": self.refiner}
         )
 
-    def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
         """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained."""
         if self.joint:
             outputs = tuple(self.backbone.training_outputs(degraded))
-            return (self._refined(degraded, outputs[0]), *outputs)
+            return Outputs((self._refined(degraded, outputs[0]), *outputs))
         with torch.no_grad():
             restored = self.backbone(degraded)
-        return (self._refined(degraded, restored),)
+        return Outputs((self._refined(degraded, restored),))
 
-    def restore(self, degraded: Tensor) -> Tensor:
+    def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         return self._refined(degraded, self.backbone(degraded))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -17,9 +17,14 @@ from restorekit.errors import TrainingError
 from restorekit.evaluation.protocols import Floats, Protocol, find_protocol
 from restorekit.training.data import Batches, compress_jpeg_any, degrade, reduced, to_channels
 from restorekit.training.sources import Cut, Source
-from restorekit.training.spec import DenoiseSpec, ValidationSpec
+from restorekit.training.spec import ValidationSpec
 
-Restore = Callable[[Tensor], Tensor]
+# Degraded images (B, C, H, W) and the shares of their kinds (B, K) to restored images.
+Restore = Callable[[Tensor, Tensor], Tensor]
+# Degraded images to logits of their kinds (B, K); None where nothing tells them.
+Tell = Callable[[Tensor], Tensor | None]
+#: The figure of how many patches, in per cent, were told to be of the right kind.
+KINDS = "kinds"
 
 # Side of the patches, and how many of them are taken of each photograph and restored at a time.
 _SIDE, _EACH, _AT_A_TIME = 128, 4, 8
@@ -34,22 +39,43 @@ class ValidationSet:
         inputs: by name of the figure, degraded patches (N, C, H, W).
         decisive: the figures whose mean says which weights are better.
         laws: by name of the figure, the protocol that measures it and its settings; others are of floats.
+        kinds: by name of the figure, the shares of kinds in its patches (N, K), where these are known.
     """
 
     clean: Tensor
     inputs: Mapping[str, Tensor]
     decisive: tuple[str, ...]
     laws: Mapping[str, tuple[Protocol, Mapping[str, float]]] = field(default_factory=dict)
+    kinds: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def measure(self, restore: Restore) -> dict[str, float]:
-        """Return mean PSNR in dB over the patches for each input."""
-        return {name: self._psnr(restore, name) for name in self.inputs}
+    def of_kinds(self) -> ValidationSet:
+        """Return the same patches, where what is told of their kinds decides and nothing is restored."""
+        return replace(self, decisive=(KINDS,))
+
+    def measure(self, restore: Restore, tell: Tell = lambda degraded: None) -> dict[str, float]:
+        """Return mean PSNR in dB over the patches for each input, and how many kinds were told right."""
+        figures: dict[str, float] = {}
+        if self.decisive != (KINDS,):
+            figures = {name: self._psnr(restore, name) for name in self.inputs}
+        right = [self._right(tell, name) for name in self.kinds]
+        told = [one for one in right if one is not None]
+        return figures | ({KINDS: 100 * float(torch.cat(told).mean())} if told else {})
 
     def _psnr(self, restore: Restore, name: str) -> float:
-        batches = (torch.split(patches, _AT_A_TIME) for patches in (self.inputs[name], self.clean))
+        kinds = self._kinds_of(name)
+        batches = (torch.split(patches, _AT_A_TIME) for patches in (self.inputs[name], kinds, self.clean))
         score = partial(_by_protocol, *self.laws[name]) if name in self.laws else _of_floats
-        figures = [score(restore(degraded).cpu(), clean) for degraded, clean in zip(*batches, strict=True)]
+        figures = [score(restore(one, of).cpu(), clean) for one, of, clean in zip(*batches, strict=True)]
         return float(torch.cat(figures).mean())
+
+    def _kinds_of(self, name: str) -> Tensor:
+        return self.kinds.get(name, torch.zeros(len(self.clean), 0))
+
+    def _right(self, tell: Tell, name: str) -> Tensor | None:
+        """Return for each patch (N,) whether the largest logit is that of its kind."""
+        logits = [tell(patches) for patches in torch.split(self.inputs[name], _AT_A_TIME)]
+        told = [each.argmax(1).cpu() for each in logits if each is not None]
+        return (torch.cat(told) == self.kinds[name].argmax(1)).float() if told else None
 
     def examples(self, restore: Restore, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield degraded, restored and clean patches (C, H, W), of different photographs and inputs."""
@@ -59,7 +85,8 @@ class ValidationSet:
             photographs = max(1, len(self.clean) // _EACH)
             place = index % photographs * _EACH + index // photographs % _EACH
             degraded = self.inputs[names[index % len(names)]][place]
-            yield degraded, restore(degraded[None])[0].clamp(0, 1).cpu(), self.clean[place]
+            kinds = self._kinds_of(names[index % len(names)])[place]
+            yield degraded, restore(degraded[None], kinds[None])[0].clamp(0, 1).cpu(), self.clean[place]
 
 
 def _of_floats(restored: Tensor, clean: Tensor) -> Tensor:
@@ -98,8 +125,13 @@ def validation_set(
     if batches.degradation is None:
         pairs = [cut.degraded for cut in cuts if cut.degraded is not None]
         degraded = torch.stack([to_channels(pixels, batches.channels) for pixels in pairs])
-        return ValidationSet(clean, {"pairs": degraded}, ("pairs",))
-    inputs = _degraded(reduced(clean, batches.scale), batches.degradation)
+        kinds = {"pairs": batches.shares([cut.kind for cut in cuts])} if batches.kinds else {}
+        return ValidationSet(clean, {"pairs": degraded}, ("pairs",), kinds=kinds)
+    small = reduced(clean, batches.scale)
+    if isinstance(batches.degradation, RecipeSpec):
+        degraded, kinds_of = _by_recipe(small, batches, batches.degradation)
+        return ValidationSet(clean, {"degraded": degraded}, ("degraded",), kinds={"degraded": kinds_of})
+    inputs = _degraded(small)
     decisive = tuple(name for name in inputs if name.startswith("sigma"))
     return ValidationSet(clean, inputs, decisive or tuple(inputs))
 
@@ -138,7 +170,7 @@ def _window(whole: Cut, index: int, side: int, scale: int, random: np.random.Gen
 def _by_protocols(
     cuts: Sequence[Cut], clean: Tensor, batches: Batches, wanted: Sequence[ValidationSpec]
 ) -> ValidationSet:
-    inputs, laws = {}, {}
+    inputs, laws, kinds = {}, {}, {}
     for spec in wanted:
         law = find_protocol(spec.protocol)
         settings = law.with_settings(spec.settings)
@@ -146,10 +178,12 @@ def _by_protocols(
         given: list[Tensor] | list[None] = [None] * len(cuts)
         if batches.degradation is None and not law.ignores_pairs:
             given = [to_channels(cut.degraded, batches.channels) for cut in cuts if cut.degraded is not None]
+            kinds[name] = batches.shares([cut.kind for cut in cuts])
         elif law.degrade is None and batches.degradation is not None:
             random, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
             small = reduced(clean, batches.scale)
-            given = [degrade(patch, batches.degradation, random, noise) for patch in small]
+            both = [degrade(patch, batches.degradation, random, noise) for patch in small]
+            given, kinds[name] = [one for one, _ in both], batches.shares([kind for _, kind in both])
         made = []
         for patch, degraded in zip(clean, given, strict=True):
             partner = None if degraded is None else degraded.permute(1, 2, 0).numpy()
@@ -167,14 +201,18 @@ def _by_protocols(
                 f"validation: {name} gives patches of {tuple(inputs[name].shape[-2:])}, expected {expected}",
                 "give the scale of the network in its settings",
             )
-    return ValidationSet(clean, inputs, tuple(inputs), laws)
+    return ValidationSet(clean, inputs, tuple(inputs), laws, kinds if batches.kinds else {})
 
 
-def _degraded(clean: Tensor, spec: DenoiseSpec | RecipeSpec) -> dict[str, Tensor]:
-    """Degrade every patch in fixed ways; a kind of degradation without fixed ways is drawn once."""
-    if isinstance(spec, RecipeSpec):
-        random, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
-        return {"degraded": torch.stack([degrade(patch, spec, random, noise) for patch in clean])}
+def _by_recipe(clean: Tensor, batches: Batches, spec: RecipeSpec) -> tuple[Tensor, Tensor]:
+    """Degrade every patch (N, C, H, W) as drawn once; return them, and the shares of their kinds (N, K)."""
+    random, noise = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    both = [degrade(patch, spec, random, noise) for patch in clean]
+    return torch.stack([degraded for degraded, _ in both]), batches.shares([kind for _, kind in both])
+
+
+def _degraded(clean: Tensor) -> dict[str, Tensor]:
+    """Put fixed levels of noise and compression on every patch."""
     inputs = {
         f"sigma{sigma}": add_gaussian_noise(clean, sigma, torch.Generator().manual_seed(sigma))
         for sigma in (15, 25, 50)

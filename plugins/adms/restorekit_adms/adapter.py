@@ -1,0 +1,490 @@
+"""The adapter: filters for each degradation and the classifier, out of files, by scores or by chance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from restorekit.catalog import PARAMS_KEY
+from restorekit.contracts import Adapter, Backbone
+from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
+from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, fingerprint, select
+from restorekit.weights import read_tensors
+from restorekit_adms.classifier import Classifier
+from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, vectors_of
+from restorekit_adms.naming import check_names, unknown
+from restorekit_adms.network import Adaptive, Mode
+from restorekit_adms.routing import Route, RouterChoice
+
+FORMAT = "restorekit.adms/1"
+
+Mask = Literal["scores", "random"]
+Init = Literal["zeros", "copy"]
+Train = Literal["deltas", "classifier", "all"]
+
+# Arguments that a file states: how it acts. The others say how it was made, or name other files.
+_STATED = ("degradations", "router", "none", "temperature", "top1", "mode")
+
+
+class Adms(Adapter):
+    """Filters dedicated to each degradation, mixed for each image: theta_um + sum_d c_d * delta_d on masks.
+
+    Park, Lee, Chun, CVPR 2023; reconstructed from the abstract and public slides. Where they say nothing:
+    deltas start at zero and are trained alone, the base stays frozen, and the classifier is a network of its
+    own. A file of weights decides which filters there are; without one, scores or chance choose them when the
+    adapter meets its backbone.
+
+    Args:
+        degradations: their names, in order; those of the weights or parts by default.
+        scores: by degradation, a file of scores that `restorekit faig` wrote.
+        parts: files of adapters and classifiers for the same base, put together; to go on training from.
+        ratio: share of the network's filters for each degradation, in (0, 1].
+        budget: what the ratio counts: ``parameters`` or ``filters``.
+        unit: what counts as one filter: ``kernel``, ``out`` or ``weight``; that of the scores where given.
+        scope: choose over the whole ``network``, or in each ``layer``.
+        share: largest part of one layer that may be chosen.
+        exclusive: give a filter that several degradations chose to the one that it scores highest for.
+        mask: ``scores``, or ``random``: as many filters by chance, a control.
+        seed: of that chance.
+        vectors: ``all`` also adds to every bias, norm and scale.
+        init: ``zeros``, or ``copy``: what a specialist has at the filters beyond the base.
+        specialists: by degradation, weights of the base fine-tuned on it.
+        router: ``classifier``, ``oracle``, ``uniform`` or ``overlap``, a mapping with its name and options,
+            or a function (B, C, H, W) -> (B, K). ``auto`` is the classifier where there is one, else the only
+            degradation.
+        none: name of one more kind for which the base acts alone, such as clean; empty for no such kind.
+        temperature: divides the classifier's logits; above 1 mixes more.
+        top1: act by the largest share alone.
+        mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
+            ``Adaptive``.
+        train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or
+            ``all`` with the classifier's own shares.
+
+    Raises:
+        ConfigError: an argument makes no sense.
+        RestoreKitError: a name of a degradation cannot be used.
+    """
+
+    base: Tensor
+
+    def __init__(
+        self,
+        degradations: Sequence[str] = (),
+        scores: Mapping[str, str] | None = None,
+        parts: Sequence[str] = (),
+        ratio: float = 0.03,
+        budget: Budget = "parameters",
+        unit: Unit | None = None,
+        scope: Scope = "network",
+        share: float = 1.0,
+        exclusive: bool = False,
+        mask: Mask = "scores",
+        seed: int = 0,
+        vectors: Vectors = "none",
+        init: Init = "zeros",
+        specialists: Mapping[str, str] | None = None,
+        router: str | Mapping[str, Any] | Route = "auto",
+        none: str = "",
+        temperature: float = 1.0,
+        top1: bool = False,
+        mode: Mode = "auto",
+        train: Train = "deltas",
+    ) -> None:
+        super().__init__()
+        words = {
+            "budget": (budget, Budget),
+            "scope": (scope, Scope),
+            "mask": (mask, Mask),
+            "vectors": (vectors, Vectors),
+            "init": (init, Init),
+            "mode": (mode, Mode),
+            "train": (train, Train),
+        }
+        for key, (word, allowed) in words.items():
+            if word not in get_args(allowed):
+                known = get_args(allowed)
+                raise ConfigError(
+                    f"params.{key}", f"is {word!r}", near(str(word), known) or f"use {', '.join(known)}"
+                )
+        if not 0 < ratio <= 1:
+            raise ConfigError("params.ratio", f"{ratio} is not in (0, 1]", "write 0.03 for three per cent")
+        if not temperature > 0:
+            raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
+        check_names([*degradations, *([none] if none else [])])
+        self.scores, self.parts, self.specialists = dict(scores or {}), tuple(parts), dict(specialists or {})
+        for key, files in (("scores", self.scores), ("specialists", self.specialists)):
+            for name in files:
+                if name not in degradations:
+                    raise ConfigError(
+                        f"params.{key}", f"{name!r} is no degradation here", f"degradations: [{name}]"
+                    )
+        self.ratio, self.budget, self.scope, self.share = ratio, budget, scope, share
+        self.unit = check_unit(unit) if unit else None
+        self.exclusive, self.mask, self.seed, self.vectors, self.init = exclusive, mask, seed, vectors, init
+        self.router, self.none, self.mode = RouterChoice.of(router), none, mode
+        self.temperature, self.top1, self.train_what = temperature, top1, train
+        self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
+        self.deltas = nn.Module()
+        self.classifier: Classifier | None = None
+        self._wanted = tuple(degradations)
+        self._data_kinds: tuple[str, ...] | None = None
+        self._given: Tensor | None = None
+        if self.parts:
+            self._put_together()
+        if (self.router.name == "classifier" or train != "deltas") and self.classifier is None:
+            self._add_classifier()
+        self._freeze()
+
+    # What there is.
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The degradations that have filters, in order."""
+        return tuple(self.deltas._modules)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What a router chooses among: the degradations, then ``none`` where there is such a kind."""
+        return (*(self.names or self._wanted), *([self.none] if self.none else []))
+
+    def delta(self, name: str) -> Delta:
+        """Return the filters of a degradation.
+
+        Raises:
+            RestoreKitError: it has none.
+        """
+        if name not in self.names:
+            raise unknown(name, self.names)
+        return cast(Delta, self.deltas._modules[name])
+
+    def put(self, name: str, delta: Delta) -> None:
+        """Give a degradation its filters."""
+        check_names([name])
+        if self.none and name == self.none:
+            raise RestoreKitError(
+                f"{name!r} is the kind without filters", "call the degradation otherwise, or set none: ''"
+            )
+        self.deltas._modules.pop(name, None)
+        self.deltas.add_module(name, delta)
+        self._freeze()
+
+    def drop(self, name: str) -> None:
+        """Forget the filters of a degradation.
+
+        Raises:
+            RestoreKitError: it has none.
+        """
+        self.delta(name)
+        del self.deltas._modules[name]
+
+    @property
+    def base_hash(self) -> str:
+        """Fingerprint of the network that it was made for; empty while there was none."""
+        found = bytes(self.base.cpu().tolist()) if not self.base.is_meta else b""
+        return found.hex() if any(found) else ""
+
+    # Meeting a backbone.
+
+    def attach(self, backbone: Backbone) -> Backbone:
+        """Return the adaptive network; the base is shared, and untouched after every run.
+
+        Raises:
+            WeightsError: the adapter was made for another base; both hashes are named.
+            RestoreKitError: the network has no filters, or nothing says which ones to take.
+        """
+        state = backbone.state_dict()
+        if not any(tensor.is_meta for tensor in state.values()):
+            self._check_base(fingerprint(state))
+        if not self.names:
+            self._choose(backbone)
+        return Adaptive(backbone, self)
+
+    def _check_base(self, found: str) -> None:
+        if self.base_hash and found != self.base_hash:
+            raise WeightsError(
+                f"the adapter was made for the base {self.base_hash[:16]}, the network is {found[:16]}",
+                "give the weights that it was trained on, or train it again for these",
+            )
+        self.base.copy_(torch.tensor(list(bytes.fromhex(found)), dtype=torch.uint8))
+
+    def _choose(self, backbone: Backbone) -> None:
+        """Take filters by scores or by chance for every degradation."""
+        if self.train_what == "classifier" or not self._wanted:
+            if self.train_what == "classifier" and self._wanted:
+                return
+            raise RestoreKitError(
+                "the adapter has no degradation", "name them: params: {degradations: [rain]}"
+            )
+        read = {name: self._scores(name, backbone) for name in self._wanted}
+        tables = [scores.table for scores in read.values() if scores]
+        table = tables[0] if tables else FilterTable.of(backbone, self.unit or "kernel")
+        if any(other != table for other in tables):
+            raise RestoreKitError(
+                "the scores are of different kinds of filters", "score all degradations with the same unit"
+            )
+        values = {
+            name: scores.values if scores and self.mask == "scores" else random_scores(table, self.seed, name)
+            for name, scores in read.items()
+        }
+        chosen = {
+            name: select(table, each, self.ratio, budget=self.budget, scope=self.scope, share=self.share)
+            for name, each in values.items()
+        }
+        if self.exclusive:
+            chosen = _exclusive(chosen, values)
+        vectors = vectors_of(backbone) if self.vectors == "all" else {}
+        for name, filters in chosen.items():
+            delta = Delta.choose(table, filters, vectors)
+            if delta.parameter_count == 0:
+                raise RestoreKitError(
+                    f"a ratio of {self.ratio} is less than one filter of this network", "raise params.ratio"
+                )
+            if self.init == "copy":
+                delta.copy_difference(backbone, self._specialist(name))
+            self.put(name, delta.to(next(backbone.parameters()).device))
+
+    def _scores(self, name: str, backbone: Backbone) -> FilterScores | None:
+        path = self.scores.get(name)
+        if path is None:
+            if self.mask == "random":
+                return None
+            raise ConfigError(
+                "params.scores",
+                f"there are no scores for {name}",
+                f"scores: {{{name}: FILE}} as `restorekit faig` writes, or mask: random",
+            )
+        scores = FilterScores.load(path)
+        scores.check_base(backbone.state_dict())
+        if self.unit and scores.table.unit != self.unit:
+            raise ConfigError(
+                "params.unit",
+                f"is {self.unit}, the scores in {path} are of {scores.table.unit}",
+                f"write unit: {scores.table.unit}",
+            )
+        return scores
+
+    def _specialist(self, name: str) -> dict[str, Tensor]:
+        if name not in self.specialists:
+            raise ConfigError(
+                "params.specialists",
+                f"init: copy needs the network that was fine-tuned on {name}",
+                f"specialists: {{{name}: FILE}}",
+            )
+        return read_tensors(_file(self.specialists[name]))
+
+    # Files.
+
+    def make_room(self, tensors: Mapping[str, Tensor]) -> None:
+        """Make zeros for the filters, and a classifier, of the sizes that a file has.
+
+        Raises:
+            WeightsError: it is no file of such an adapter, or has other degradations than were named.
+        """
+        if "base" not in tensors:
+            raise WeightsError(
+                "the file is of no ADMS adapter: it names no base", "give what `restorekit train` wrote"
+            )
+        found = _by_degradation(tensors)
+        if self._wanted and found and set(found) != set(self._wanted):
+            raise WeightsError(
+                f"the file has filters for {', '.join(found)}, asked for were {', '.join(self._wanted)}",
+                "leave out params.degradations",
+            )
+        for name in list(self.names):
+            self.drop(name)
+        for name in self._wanted if found and self._wanted else found:
+            self.put(name, Delta.shaped_like(found[name]))
+        if any(key.startswith("classifier.") for key in tensors) and self.classifier is None:
+            self._add_classifier()
+        self._freeze()
+
+    def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return those that say how it acts, and the degradations in their order."""
+        stated = {key: value for key, value in given.items() if key in _STATED}
+        return {**stated, "degradations": list(self.names or self._wanted)}
+
+    def file_facts(self) -> Mapping[str, str]:
+        """Return format, base, and how the filters were chosen."""
+        choice = {"ratio": self.ratio, "budget": self.budget, "scope": self.scope, "mask": self.mask}
+        return {
+            "adms.format": FORMAT,
+            "adms.base": self.base_hash,
+            **({} if self.parts else {"adms.choice": json.dumps(choice)}),
+            "adms.parameters": json.dumps({name: self.delta(name).parameter_count for name in self.names}),
+        }
+
+    def _put_together(self) -> None:
+        """Take degradations and a classifier from the files that are named as parts."""
+        for path in self.parts:
+            tensors, stated = read_tensors(_file(path)), _stated(path)
+            if "base" not in tensors:
+                raise WeightsError(f"{path} is no ADMS adapter", "give what `restorekit train` wrote")
+            base = bytes(tensors["base"].tolist()).hex()
+            if self.base_hash and base != self.base_hash:
+                raise WeightsError(
+                    f"{path} was made for the base {base[:16]}, the others for {self.base_hash[:16]}",
+                    "put together adapters of one base",
+                )
+            self.base.copy_(tensors["base"])
+            found = _by_degradation(tensors)
+            order = [name for name in stated.get("degradations", ()) if name in found]
+            for name in dict.fromkeys([*order, *found]):
+                if self._wanted and name not in self._wanted:
+                    raise unknown(name, self._wanted, "params.degradations")
+                if name in self.names:
+                    raise RestoreKitError(f"two of the parts have filters for {name}", "leave one out")
+                delta = Delta.shaped_like(found[name])
+                _load(delta, found[name])
+                self.put(name, delta)
+            self._take_classifier(path, tensors, stated)
+        for name in (each for each in self._wanted if each in self.names):
+            self.deltas._modules[name] = self.deltas._modules.pop(name)
+        if self._told is not None and set(self._told) != set(self.kinds):
+            raise WeightsError(
+                f"the classifier tells {', '.join(self._told)}, the parts are {', '.join(self.kinds)}",
+                "train it on these: params: {train: classifier}, or leave it out of the parts",
+            )
+        if self._told is not None:
+            self._reorder(self._told)
+
+    _told: tuple[str, ...] | None = None
+
+    def _take_classifier(self, path: str, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
+        own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
+        if not own:
+            return
+        if self._told is not None:
+            raise RestoreKitError(f"{path} has a second classifier", "leave one out")
+        none = stated.get("none", "")
+        self._told = (*stated.get("degradations", ()), *([none] if none else []))
+        if none and not self.none:
+            self.none = none
+        self._add_classifier(len(self._told))
+        assert self.classifier is not None
+        _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
+
+    @torch.no_grad()
+    def _reorder(self, told: Sequence[str]) -> None:
+        """Bring the classifier's outputs into the order of the degradations here."""
+        assert self.classifier is not None
+        order = [list(told).index(name) for name in self.kinds]
+        head = self.classifier.head
+        head.weight.copy_(head.weight[order].clone())
+        head.bias.copy_(head.bias[order].clone())
+
+    # Training.
+
+    def _add_classifier(self, count: int = 0) -> None:
+        kinds = count or len(self.kinds)
+        if kinds < 1:
+            raise ConfigError("params.degradations", "a classifier needs them", "name them, or give parts")
+        self.classifier = Classifier(kinds)
+
+    def _freeze(self) -> None:
+        """Leave gradients to what a run is to train."""
+        self.deltas.requires_grad_(self.train_what in ("deltas", "all"))
+        if self.classifier is not None:
+            self.classifier.requires_grad_(self.train_what in ("classifier", "all"))
+
+    def learn_kinds(self, names: Sequence[str]) -> None:
+        """Take the kinds of the data; where there is one degradation, data of one kind are of that one.
+
+        Raises:
+            RestoreKitError: a kind is unknown here, or a classifier would never see one of its kinds.
+        """
+        known = self.kinds
+        alone = len(known) == 1 and len(names) <= 1
+        names = known if alone else tuple(names)
+        if not names:
+            raise RestoreKitError(
+                f"nobody knows which patches are of {', '.join(known)}",
+                "write degradation: {one_of: [...]} with a label for each, or a kind for each of data.pairs",
+            )
+        for name in names:
+            if name not in known:
+                raise unknown(name, known)
+        if self.train_what != "deltas" and (missing := [name for name in known if name not in names]):
+            raise RestoreKitError(
+                f"the data have no patches of {', '.join(missing)}, which the classifier is to tell",
+                "add them to the data, or leave them out of params.degradations",
+            )
+        self._data_kinds = names
+
+    @contextmanager
+    def given_kinds(self, kinds: Tensor) -> Iterator[None]:
+        """Route by what is known of the images, (B, K) in the order of ``learn_kinds``."""
+        assert self._data_kinds is not None
+        known = kinds.new_zeros(len(kinds), len(self.kinds))
+        if kinds.shape[1] == 0:
+            known[:, self.kinds.index(self._data_kinds[0])] = 1
+        else:
+            known[:, [self.kinds.index(name) for name in self._data_kinds]] = kinds
+        self._given = known if self.train_what == "deltas" else None
+        try:
+            yield
+        finally:
+            self._given = None
+
+    @property
+    def given(self) -> Tensor | None:
+        """Shares (B, K) that are known of the images of now."""
+        return self._given
+
+    def kind_logits(self, degraded: Tensor) -> Tensor | None:
+        """(B, C, H, W) -> logits (B, K) in the order of ``learn_kinds``; None where none is trained."""
+        if self.classifier is None or self.train_what == "deltas":
+            return None
+        logits: Tensor = self.classifier(degraded)
+        names = self._data_kinds or self.kinds
+        return logits[:, [self.kinds.index(name) for name in names]]
+
+
+def _exclusive(chosen: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave each filter to the degradation that it scores highest for; the first of equals."""
+    names = list(chosen)
+    held = torch.full((len(names), len(values[names[0]])), -torch.inf)
+    for row, name in enumerate(names):
+        held[row, chosen[name]] = values[name][chosen[name]].float()
+    best = held.argmax(0)
+    return {name: filters[best[filters] == row] for row, (name, filters) in enumerate(chosen.items())}
+
+
+def _by_degradation(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each degradation, its name taken off theirs."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "deltas":
+            name, _, rest = rest.partition(".")
+            found.setdefault(name, {})[rest] = value
+    return found
+
+
+def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module; one on the meta device, built for its names and shapes, has no values."""
+    if not next(module.parameters()).is_meta:
+        module.load_state_dict(dict(tensors))
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no file {path}", "check the path")
+    return path
+
+
+def _stated(path: str | Path) -> dict[str, Any]:
+    """Return the constructor's arguments that a file states."""
+    try:
+        with safe_open(path, "pt") as file:
+            found = json.loads((file.metadata() or {}).get(PARAMS_KEY, "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}", "give a whole .safetensors file") from error
+    return dict(found) if isinstance(found, Mapping) else {}

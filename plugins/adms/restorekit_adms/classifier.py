@@ -1,0 +1,58 @@
+"""The degradation classifier: looks at a whole image once, at its own resolution.
+
+Shapes: B batch, C image channels, H W pixels, K kinds.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Widths of the five convolutions: 278,595 parameters for three kinds, what is left of ADMS's count beside its
+# filters. The paper's own classifier is not described in what could be read of it.
+_WIDTHS = (48, 64, 96, 96, 128)
+_STRIDE = 2 ** len(_WIDTHS)
+# Pixels that are looked at in one piece.
+_PIECE = 2**22
+
+
+class Classifier(nn.Module):
+    """Tell the kind of degradation of an image: five strided convolutions, a mean over the image, one layer.
+
+    Resizing would destroy what noise and blur are told by, so images of any size are taken as they are.
+
+    Args:
+        kinds: K.
+    """
+
+    def __init__(self, kinds: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((3, *_WIDTHS), _WIDTHS, strict=False):
+            layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(_WIDTHS[-1], kinds)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) on any device -> logits (B, K); gray is repeated, of views the first counts."""
+        colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
+        logits: Tensor = self.head(self._mean(colour))
+        return logits
+
+    def _mean(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D), the mean feature; large images go strip by strip, to the same result."""
+        weight = self.head.weight
+        height, width = images.shape[-2:]
+        if height * width <= _PIECE or self.training:
+            mean: Tensor = self.features(images.to(weight.device, weight.dtype)).mean((2, 3))
+            return mean
+        rows = max(1, _PIECE // width // _STRIDE) * _STRIDE
+        total, count = torch.zeros(len(images), _WIDTHS[-1], dtype=torch.float64), 0
+        for top in range(0, height, rows):
+            # One more row of features on top stands in for the padding, and is left out.
+            begin = max(0, top - _STRIDE)
+            strip = images[:, :, begin : top + rows].to(weight.device, weight.dtype)
+            features = self.features(strip)[:, :, (top - begin) // _STRIDE :]
+            total += features.sum((2, 3), dtype=torch.float64).cpu()
+            count += features.shape[2] * features.shape[3]
+        return (total / count).to(weight.device, weight.dtype)

@@ -1,0 +1,217 @@
+"""The adaptive network: a backbone whose filters are mixed anew for each image.
+
+Shapes: B batch, C image channels, H W pixels, D degradations, K kinds: these, perhaps one without filters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from restorekit.contracts import Backbone, Judged, Verdict
+from restorekit.errors import RestoreKitError
+from restorekit_adms.mixing import Mixer
+from restorekit_adms.routing import certain, checked, largest, uniform
+
+if TYPE_CHECKING:
+    from restorekit_adms.adapter import Adms
+
+Mode = Literal["auto", "merge", "group", "soft"]
+
+T = TypeVar("T")
+# Shares that differ by less are one verdict.
+_DIGITS = 6
+
+
+class _Calls(nn.Module):
+    """Calls functions of a backbone while ``functional_call`` holds other tensors in its place."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, fn: Callable[..., T], *inputs: Any) -> T:
+        """Return ``fn(*inputs)``."""
+        return fn(*inputs)
+
+
+class Adaptive(Backbone):
+    """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
+
+    The base is shared with its other users: it is bit for bit what it was after every run. Without gradients
+    the mixture is written into the base for the time of a run (mode ``merge``); with gradients, or with mode
+    ``soft``, the base is run with other tensors in its place. A batch is run verdict by verdict (``group``,
+    the default); ``merge`` and ``soft`` go image by image. All give the same result up to rounding.
+
+    Args:
+        backbone: the base.
+        adapter: the filters, the classifier, and what to do with them.
+    """
+
+    judges = True
+
+    def __init__(self, backbone: Backbone, adapter: Adms) -> None:
+        super().__init__()
+        self.backbone, self.adapter = backbone, adapter
+        self.size_multiple, self.padding, self.scale = (
+            backbone.size_multiple,
+            backbone.padding,
+            backbone.scale,
+        )
+        self.channels, self.out_channels = backbone.channels, backbone.out_channels
+        self.overlap, self.tiling, self.precisions = backbone.overlap, backbone.tiling, backbone.precisions
+        self._mixer: Mixer | None = None
+        self._fixed: dict[str, float] | None = None
+        self._scales: dict[str, float] = {}
+        self._off = False
+        self._kept: list[Tensor] | None = None
+        _ = self.mixer
+
+    def train(self, mode: bool = True) -> Adaptive:
+        """Switch the adapter; the base stays in eval mode."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    @property
+    def mixer(self) -> Mixer:
+        """Where the filters fall; found again when the network was moved, or filters came and went.
+
+        Raises:
+            WeightsError: they do not fit the backbone.
+        """
+        names = self.adapter.names
+        if self._mixer is None or self._mixer_of != names or not self._mixer.is_current:
+            deltas = {name: self.adapter.delta(name) for name in names}
+            self._mixer, self._mixer_of = Mixer(self.backbone, deltas), names
+        return self._mixer
+
+    _mixer_of: tuple[str, ...] = ()
+
+    # Running.
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), by the base's ``scale`` larger; any sides that the base takes."""
+        restored: Tensor = self._act(self.backbone, degraded, self.weights(degraded))
+        return restored
+
+    def training_outputs(self, degraded: Tensor) -> Sequence[Tensor]:
+        """Return the base's outputs with its filters mixed for each image."""
+        return self._act(self.backbone.training_outputs, degraded, self.weights(degraded))
+
+    def for_image(self, degraded: Tensor, tile: int) -> Judged:
+        """Return the network with the mixture for this image (1, C, H, W), judged once, and the verdict."""
+        shares, source = self.judge(degraded)
+        weights = self._weights_of(shares)
+        act: Callable[[Tensor], Tensor] = self.backbone
+        if tile:
+            act = self._act(lambda image: self.backbone.for_image(image, tile), degraded, weights)
+        found = dict(zip(self.adapter.kinds, shares[0].tolist(), strict=True))
+        return Judged(
+            lambda window: self._act(act, window, weights.expand(len(window), -1)), Verdict(found, source)
+        )
+
+    def judge(self, degraded: Tensor) -> tuple[Tensor, str]:
+        """(B, C, H, W) -> shares (B, K) of the kinds, and what found them.
+
+        Raises:
+            RestoreKitError: the router knows other degradations, or there is none.
+        """
+        adapter, kinds = self.adapter, self.adapter.kinds
+        place = self.adapter.base.device
+        if adapter.given is not None:
+            return adapter.given.to(place), "given"
+        if self._fixed is not None:
+            row = torch.tensor([self._fixed.get(name, 0.0) for name in kinds], device=place)
+            return row.expand(len(degraded), -1), "user"
+        name = adapter.router.name
+        if name == "auto":
+            name = "classifier" if adapter.classifier is not None else "only"
+        if name == "only":
+            if len(kinds) != 1:
+                raise RestoreKitError(
+                    f"nothing tells {', '.join(kinds)} apart: the adapter has no classifier",
+                    "train one with params: {train: classifier}, or name a router, as router: uniform",
+                )
+            return certain(kinds[0], kinds, self._here(degraded)), "only"
+        if name == "oracle":
+            return certain(adapter.router.label, kinds, self._here(degraded)), "oracle"
+        if name == "uniform":
+            return uniform(kinds, self._here(degraded)), "uniform"
+        if name == "custom":
+            assert adapter.router.custom is not None
+            return checked(adapter.router.custom(degraded), degraded, kinds).to(place), "custom"
+        return self._classified(degraded), "classifier"
+
+    def _classified(self, degraded: Tensor) -> Tensor:
+        classifier, kinds = self.adapter.classifier, self.adapter.kinds
+        if classifier is None or classifier.head.out_features != len(kinds):
+            told = 0 if classifier is None else classifier.head.out_features
+            raise RestoreKitError(
+                f"the classifier tells {told} kinds, the adapter has {len(kinds)}: {', '.join(kinds)}",
+                "train it again with params: {train: classifier}, or set_adapter",
+            )
+        logits: Tensor = classifier(degraded)
+        # Softmax in half precision would round the shares; in double there is nothing to widen.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return (logits / self.adapter.temperature).softmax(1)
+
+    def weights(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> weights (B, D) of the filters of each degradation."""
+        return self._weights_of(self.judge(degraded)[0])
+
+    def _weights_of(self, shares: Tensor) -> Tensor:
+        acted = largest(shares) if self.adapter.top1 and self._fixed is None else shares
+        weights = acted[:, : len(self.adapter.names)]
+        if self._scales:
+            factors = [self._scales.get(name, 1.0) for name in self.adapter.names]
+            weights = weights * torch.tensor(factors, device=weights.device, dtype=weights.dtype)
+        return weights
+
+    def _here(self, degraded: Tensor) -> Tensor:
+        """Return the batch as a stand-in on the adapter's device, where shares are made."""
+        return degraded.new_empty(len(degraded), 0, device=self.adapter.base.device)
+
+    def _act(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
+        """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
+        if self._off or self._kept is not None or not self.adapter.names:
+            return fn(images)
+        if len(images) == 1:
+            return self._mixed(fn, images, weights[0])
+        groups = _groups(weights) if self.adapter.mode in ("auto", "group") else None
+        if groups is None:
+            groups = [torch.tensor([row], device=images.device) for row in range(len(images))]
+        if len(groups) == 1:
+            return self._mixed(fn, images, weights[0])
+        outputs = [self._mixed(fn, images[rows.to(images.device)], weights[rows[0]]) for rows in groups]
+        return cast(T, _joined(outputs, groups))
+
+    def _mixed(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
+        mixer = self.mixer
+        if torch.is_grad_enabled() or self.adapter.mode == "soft" or not mixer.can_write:
+            tensors = {f"backbone.{name}": value for name, value in mixer.replaced(weights).items()}
+            return cast(T, functional_call(_Calls(self.backbone), tensors, (fn, images)))
+        with mixer.written(weights):
+            return fn(images)
+
+
+def _groups(weights: Tensor) -> list[Tensor]:
+    """Return the rows (B, D) that are the same verdict, group by group."""
+    _, inverse = torch.unique(_rounded(weights), dim=0, return_inverse=True)
+    return [(inverse == group).nonzero()[:, 0] for group in range(int(inverse.max()) + 1)]
+
+
+def _rounded(weights: Tensor) -> Tensor:
+    return weights.detach().double().round(decimals=_DIGITS)
+
+
+def _joined(outputs: Sequence[Any], groups: Sequence[Tensor]) -> Any:
+    """Return the outputs of groups as those of the batch, in its order."""
+    if not isinstance(outputs[0], Tensor):
+        return tuple(_joined(each, groups) for each in zip(*outputs, strict=True))
+    order = torch.cat(list(groups)).argsort()
+    return torch.cat(list(outputs))[order.to(outputs[0].device)]

@@ -1,0 +1,111 @@
+"""Routers: from images to the share that each kind of degradation has in them.
+
+Shapes: B batch, C image channels, H W pixels, K kinds: the degradations, then the kind that needs none
+of their filters, if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from restorekit.errors import ConfigError, RestoreKitError, near
+from restorekit_adms.naming import unknown
+
+# (B, C, H, W) -> (B, K), rows that sum to one.
+Route = Callable[[Tensor], Tensor]
+
+ROUTERS = ("auto", "classifier", "oracle", "uniform", "overlap")
+
+
+@dataclass(frozen=True)
+class RouterChoice:
+    """Which router, and its options.
+
+    Attributes:
+        name: one of ``ROUTERS``, or ``custom``.
+        label: of the oracle: the kind that every image is of.
+        options: of the router by overlap.
+        custom: the user's own.
+    """
+
+    name: str
+    label: str = ""
+    options: Mapping[str, Any] | None = None
+    custom: Route | None = None
+
+    @classmethod
+    def of(cls, given: str | Mapping[str, Any] | Route) -> RouterChoice:
+        """Read what stands in a pipeline: a name, or a mapping with the name and options.
+
+        Raises:
+            ConfigError: there is no such router or option.
+        """
+        if not isinstance(given, (str, Mapping)):
+            if not callable(given):
+                raise ConfigError("params.router", f"{given!r} is no router", f"use {', '.join(ROUTERS)}")
+            return cls("custom", custom=given)
+        facts = {"name": given} if isinstance(given, str) else dict(given)
+        name = facts.pop("name", None)
+        if name not in ROUTERS:
+            hint = near(str(name), ROUTERS) or f"routers are {', '.join(ROUTERS)}"
+            raise ConfigError("params.router", f"no router called {name!r}", hint)
+        takes = {"oracle": ("label",), "overlap": ("baseline", "ratio", "steps", "temperature")}.get(name, ())
+        for key in facts:
+            if key not in takes:
+                hint = near(str(key), takes) or f"it takes {', '.join(takes) or 'none'}"
+                raise ConfigError("params.router", f"{name} has no option {key!r}", hint)
+        if name == "oracle" and not facts.get("label"):
+            raise ConfigError(
+                "params.router",
+                "the oracle must be told the degradation",
+                "router: {name: oracle, label: rain}",
+            )
+        return cls(name, label=str(facts.pop("label", "")), options=facts)
+
+
+def certain(label: str, kinds: Sequence[str], images: Tensor) -> Tensor:
+    """Return (B, K) that says the same kind of every image.
+
+    Raises:
+        RestoreKitError: nobody knows the kind.
+    """
+    if label not in kinds:
+        raise unknown(label, kinds)
+    row = torch.zeros(len(kinds), device=images.device)
+    row[list(kinds).index(label)] = 1
+    return row.expand(len(images), -1)
+
+
+def uniform(kinds: Sequence[str], images: Tensor) -> Tensor:
+    """Return (B, K), every kind with the same share."""
+    return torch.full((len(images), len(kinds)), 1 / max(1, len(kinds)), device=images.device)
+
+
+def checked(shares: Tensor, images: Tensor, kinds: Sequence[str]) -> Tensor:
+    """Return what a user's router said, (B, K).
+
+    Raises:
+        RestoreKitError: it has another shape, or holds what is no number.
+    """
+    shape, expected = tuple(shares.shape), (len(images), len(kinds))
+    if shape != expected:
+        raise RestoreKitError(
+            f"the router returned {shape} for {len(images)} images, expected {expected}",
+            f"return one weight for each of: {', '.join(kinds)}",
+        )
+    if not bool(torch.isfinite(shares).all()):
+        raise RestoreKitError(
+            "the router returned values that are not finite", "check the router and the image"
+        )
+    return shares
+
+
+def largest(shares: Tensor) -> Tensor:
+    """(B, K) -> (B, K): all of it to the kind with the largest share."""
+    return one_hot(shares.argmax(1), shares.shape[1]).to(shares.dtype)
