@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from restorekit.cli import bench, degrade, describe, doctor, evaluate, new_plugin, restore, train, weights
+from restorekit.cli import (
+    adapt,
+    bench,
+    degrade,
+    describe,
+    doctor,
+    evaluate,
+    new_plugin,
+    restore,
+    train,
+    weights,
+)
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -32,6 +43,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("average")(evaluate.average)
 app.command("protocols")(evaluate.protocols)
 app.command("train")(train.train)
+app.command("adapt")(adapt.adapt)
 app.command("new-plugin")(new_plugin.new_plugin)
 app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")

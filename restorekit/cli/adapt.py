@@ -20,7 +20,8 @@ def adapt(
     ] = None,
     settings: Settings = None,
     write: Annotated[
-        Path | None, typer.Option(help="Put the table into this Markdown file, at the mark of the config's name.")
+        Path | None,
+        typer.Option(help="Put the table into this Markdown file, at the mark of its name."),
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -36,19 +37,21 @@ def adapt(
     # Looked for before the work, not after it.
     place = Marks(write, config.stem) if write else None
 
-    from restorekit.experiments.adaptive import jobs_of, table_of
+    from restorekit.experiments.adaptive import Experiment
     from restorekit.experiments.jobs import run_all
     from restorekit.runtime import tune_allocator
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
     tune_allocator()
+    experiment = Experiment(spec, folder, device)
     with working() as begin:
-        run_all(jobs_of(spec, folder, device), lambda job: begin(job.name))
-    made = table_of(spec, folder)
+        run_all(experiment.jobs(), lambda job: begin(job.name))
+    made = experiment.made()
     if place:
         place.write(made.markdown)
     if as_json:
-        say_json(made.facts)
-    else:
+        say_json({**made.facts, "backbone": str(made.backbone), "adapter": str(made.adapter)})
+        return
+    if made.markdown:
         say(made.markdown)
-        say(str(made.adapter))
+    say(f"backbone {made.backbone}\nadapter {made.adapter}")

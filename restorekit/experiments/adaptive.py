@@ -6,36 +6,57 @@ of the file that is read here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
-from restorekit.analysis import attribute
+from restorekit.analysis import rank
+from restorekit.analysis.rankers import Method
+from restorekit.config import PipelineSpec
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
-from restorekit.experiments.jobs import Job, Report
-from restorekit.experiments.spec import AdaptiveSpec
+from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training
+from restorekit.experiments.spec import AdaptiveSpec, DiscoverySpec, Row
+from restorekit.experiments.table import Line, markdown, read_reports
 from restorekit.pipeline import build
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source
 from restorekit.training.spec import StageSpec, TrainSpec
 
-# Adds up with the seed of the experiment, so that the windows of discovery are not those of the first step.
+# Added to the seed, so that the windows of discovery are those of no step of training.
 _DISCOVERY = 1_000_003
+CLEAN = "clean"
+
+NAMES: Mapping[Row, str] = {
+    "unified": "unified model (UM)",
+    "longer": "UM, trained longer",
+    "larger": "UM, of the adaptive model's size",
+    "adaptive": "ADMS, classifier",
+    "oracle": "ADMS, told the degradation",
+    "uniform": "ADMS, all filters alike",
+    "random": "random filters, told",
+    "delta": "most changed filters, told",
+    "copied": "specialists' values at ADMS's filters, told",
+    "specialists": "UM fine-tuned on each",
+    "independent": "independent models (IM)",
+}
 
 
 @dataclass(frozen=True)
 class Discovery(Job):
-    """FAIG from a unified model to a specialist.
+    """Scores of filters between a unified model and a specialist.
 
     Attributes:
         name: what messages call it.
         label: the degradation.
-        base: config whose weights are the unified model's; its data are what windows are cut from.
-        target: the same with the specialist's.
+        base: config whose weights are the unified model's; windows are cut from its data.
+        target: config whose weights are the specialist's.
         degradation: what windows suffer.
-        settings: the rest.
+        settings: how many windows, and the path.
+        method: what ranks the filters.
         file: of the scores.
-        method: what ranks the filters: faig, delta or random.
         device: where it runs.
     """
 
@@ -44,7 +65,8 @@ class Discovery(Job):
     base: TrainSpec
     target: TrainSpec
     degradation: RecipeSpec
-    spec: AdaptiveSpec
+    settings: DiscoverySpec
+    method: Method
     file: Path
     device: str = "auto"
 
@@ -53,30 +75,287 @@ class Discovery(Job):
         """The scores."""
         return self.file
 
+    def check(self) -> None:
+        """Nothing can be wrong here that its trainings do not find."""
+
     def run(self, report: Report) -> None:
-        """Attribute; what was done of it is kept when it is killed."""
-        settings = self.spec.discovery
+        """Rank; what was attributed of it is kept when it is killed."""
         base, target = (_backbone(spec) for spec in (self.base, self.target))
-        batches = Batches(
-            load_source(self.base.data, base.scale), self.degradation, self.spec.seed + _DISCOVERY
-        )
-        window = StageSpec(steps=1, patch=settings.patch, batch=settings.images)
-        degraded, clean = batches.batch(0, window)
+        source = load_source(self.base.data, base.scale)
+        window = StageSpec(steps=1, patch=self.settings.patch, batch=self.settings.images)
+        batch = Batches(source, self.degradation, self.base.seed + _DISCOVERY).batch(0, window)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        attribute(
+        unfinished = self.file.with_suffix(".unfinished.safetensors")
+        rank(
+            self.method,
             base,
             target,
-            list(zip(degraded, clean, strict=True)),
+            list(zip(batch.degraded, batch.clean, strict=True)),
             label=self.label,
-            rule=settings.rule,
-            steps=settings.steps,
-            device=self.device,
-            checkpoint=self.file.with_suffix(".part"),
+            rule=self.settings.rule,
+            steps=self.settings.steps,
+            checkpoint=unfinished,
             progress=report,
         ).save(self.file)
+        unfinished.unlink(missing_ok=True)
 
 
 def _backbone(spec: TrainSpec) -> Backbone:
     backbone = build(find_parts(spec)["backbone"])
     assert isinstance(backbone, Backbone)
     return backbone
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an experiment came to.
+
+    Attributes:
+        markdown: the table, and what it is of.
+        facts: the same for programs: every report by row and column.
+        backbone: weights of the unified model.
+        adapter: weights of the adapter, with its classifier.
+    """
+
+    markdown: str
+    facts: dict[str, Any]
+    backbone: Path
+    adapter: Path
+
+
+class Experiment:
+    """The jobs of an adaptive model, and where their results lie.
+
+    Args:
+        spec: what is to be made.
+        folder: of all its runs.
+        device: where it runs.
+    """
+
+    def __init__(self, spec: AdaptiveSpec, folder: Path, device: str = "auto") -> None:
+        self.spec, self.folder, self.device = spec, folder, device
+
+    def jobs(self) -> list[Job]:
+        """Return everything to be done, in order.
+
+        Raises:
+            ConfigError: a key of a stage is wrong.
+        """
+        stages: list[Job] = [self.unified, *self.specialists.values()]
+        stages += [self._discovery(name, "faig") for name in self.names]
+        stages += [*self.deltas.values(), self.classifier]
+        comparison = self.spec.comparison
+        if comparison is None:
+            return stages
+        for row in comparison.rows:
+            stages += self._controls(row)
+        return [*stages, *self._measurements()]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The degradations, in order."""
+        return tuple(self.spec.degradations)
+
+    # What is trained.
+
+    @cached_property
+    def unified(self) -> Training:
+        """On all degradations, and on clean images."""
+        return self._training("unified", "unified", degradation=self._all)
+
+    @cached_property
+    def specialists(self) -> dict[str, Training]:
+        """From the unified model to one degradation each."""
+        return {name: self._from_unified("specialists", f"{name}-specialist", name) for name in self.names}
+
+    @cached_property
+    def deltas(self) -> dict[str, Training]:
+        """The filters of one degradation each, over the unified model."""
+        return {name: self._delta(name, f"{name}-filters") for name in self.names}
+
+    @cached_property
+    def classifier(self) -> Training:
+        """What tells degradations and clean images apart; its file holds the filters too."""
+        parts = [str(self.deltas[name].result) for name in self.names]
+        return self._training(
+            "classifier",
+            "classifier",
+            backbone=self._unified_ref(),
+            adapter=self._adapter(parts=parts, none=CLEAN if self.spec.clean else "", train="classifier"),
+            degradation=self._all,
+            loss="kind",
+            balanced=True,
+        )
+
+    @property
+    def _all(self) -> dict[str, Any]:
+        share = (1 - self.spec.clean) / len(self.names)
+        options = [self._recipe(name) | {"weight": share} for name in self.names]
+        clean = [{"name": "clean", "weight": self.spec.clean}] if self.spec.clean else []
+        return {"one_of": [*options, *clean]}
+
+    def _recipe(self, name: str) -> dict[str, Any]:
+        """Return the recipe of a degradation, which training calls by the name it has here."""
+        return {**self.spec.degradations[name].model_dump(mode="json"), "label": name}
+
+    def _unified_ref(self) -> dict[str, Any]:
+        return {**self.spec.backbone.model_dump(), "weights": str(self.unified.result)}
+
+    def _adapter(self, **params: Any) -> dict[str, Any]:
+        own = self.spec.adapter
+        return {"name": own.name, "params": {**own.params, **params}}
+
+    def _training(self, stage: str, name: str, **filled: Any) -> Training:
+        filled = {"backbone": self.spec.backbone.model_dump(), **filled}
+        spec = self.spec.run(stage, **filled)
+        return Training(name, spec, self.folder / name, self.device)
+
+    def _from_unified(self, stage: str, name: str, degradation: str, **filled: Any) -> Training:
+        recipe = self._recipe(degradation)
+        return self._training(stage, name, backbone=self._unified_ref(), degradation=recipe, **filled)
+
+    def _delta(self, degradation: str, name: str, method: Method = "faig", **params: Any) -> Training:
+        scores = {degradation: str(self._scores(degradation, method))}
+        adapter = self._adapter(degradations=[degradation], scores=scores, **params)
+        return self._from_unified("deltas", name, degradation, adapter=adapter)
+
+    # What filters are found.
+
+    def _scores(self, degradation: str, method: Method) -> Path:
+        return self.folder / "scores" / f"{degradation}-{method}.safetensors"
+
+    def _discovery(self, degradation: str, method: Method) -> Discovery:
+        specialist = self.spec.backbone.model_dump() | {"weights": str(self.specialists[degradation].result)}
+        unified = self.spec.run("unified", backbone=self._unified_ref(), degradation=self._all)
+        return Discovery(
+            f"{degradation}: {method}",
+            degradation,
+            unified,
+            self.spec.run("specialists", backbone=specialist, degradation=self._recipe(degradation)),
+            self.spec.degradations[degradation],
+            self.spec.discovery,
+            method,
+            self._scores(degradation, method),
+            self.device,
+        )
+
+    # What it is compared with.
+
+    def _controls(self, row: Row) -> list[Job]:
+        """Return what has to be made for one row of the table beside the stages."""
+        if row in ("independent", "random", "delta", "copied"):
+            found = [self._discovery(name, "delta") for name in self.names] if row == "delta" else []
+            return [*found, *(self._one_each(row, name) for name in self.names)]
+        if row == "larger":
+            return [self._larger]
+        return [self._longer] if row == "longer" else []
+
+    def _one_each(self, row: Row, name: str) -> Job:
+        if row == "independent":
+            return self._training("unified", f"{name}-independent", degradation=self._recipe(name))
+        if row == "specialists":
+            return self.specialists[name]
+        if row == "copied":
+            files = {name: str(self.specialists[name].result)}
+            copied = self._delta(name, f"{name}-copied", init="copy", specialists=files)
+            return Initial(copied.name, copied.spec, copied.folder / "weights.safetensors")
+        if row == "delta":
+            return self._delta(name, f"{name}-delta", "delta")
+        return self._delta(name, f"{name}-random", mask="random")
+
+    @cached_property
+    def _larger(self) -> Training:
+        assert self.spec.comparison is not None
+        backbone = {"name": self.spec.backbone.name, "params": dict(self.spec.comparison.larger)}
+        return self._training("unified", "larger", backbone=backbone, degradation=self._all)
+
+    @cached_property
+    def _longer(self) -> Training:
+        """The unified model goes on for as many steps as all filters together."""
+        steps = self.spec.run("deltas", backbone=self.spec.backbone.model_dump()).stages
+        longer = [stage.model_dump() | {"steps": stage.steps * len(self.names)} for stage in steps]
+        return self._training(
+            "specialists", "longer", backbone=self._unified_ref(), degradation=self._all, stages=longer
+        )
+
+    # What is measured.
+
+    def _measurements(self) -> Iterator[Measurement]:
+        comparison = self.spec.comparison
+        assert comparison is not None
+        for row in comparison.rows:
+            for column in self._columns(row):
+                recipe = comparison.degradations.get(column) or self.spec.degradations.get(column)
+                yield Measurement(
+                    f"{NAMES[row]} on {column}",
+                    partial(self._pipeline, row, column),
+                    Path(comparison.data),
+                    "paired-rgb" if recipe else "clean-identity-rgb",
+                    self._report(row, column),
+                    recipe,
+                    seed=comparison.seed,
+                    limit=comparison.limit,
+                    device=self.device,
+                )
+
+    def _columns(self, row: Row) -> tuple[str, ...]:
+        """A network of one degradation says nothing of clean images."""
+        one_each = row in ("independent", "specialists", "random", "delta", "copied")
+        return self.names if one_each else (*self.names, CLEAN)
+
+    def _report(self, row: Row, column: str) -> Path:
+        return self.folder / "reports" / f"{row}-{column}.json"
+
+    def _pipeline(self, row: Row, column: str) -> PipelineSpec:
+        unified, adapter = self._unified_ref(), None
+        if row in ("adaptive", "oracle", "uniform"):
+            told = {"oracle": {"name": "oracle", "label": column}, "uniform": "uniform"}
+            params = {"router": told[row]} if row in told else {}
+            adapter = {
+                "name": self.spec.adapter.name,
+                "weights": str(self.classifier.result),
+                "params": params,
+            }
+        elif row in ("random", "delta", "copied"):
+            adapter = {"name": self.spec.adapter.name, "weights": str(self._one_each(row, column).result)}
+        elif row != "unified":
+            run = {"larger": lambda: self._larger, "longer": lambda: self._longer}.get(row)
+            job = run() if run else self._one_each(row, column)
+            assert isinstance(job, Training)
+            unified = {**job.spec.backbone.model_dump(), "weights": str(job.result)}
+        step = {**unified, **({"adapter": adapter} if adapter else {})}
+        return PipelineSpec.parse({"steps": [{"restore": step}]})
+
+    def made(self) -> Made:
+        """Gather what was made: after all jobs."""
+        comparison = self.spec.comparison
+        if comparison is None:
+            return Made("", {}, self.unified.result, self.classifier.result)
+        columns = {row: self._columns(row) for row in comparison.rows}
+        reports = {
+            row: read_reports({column: self._report(row, column) for column in columns[row]})
+            for row in comparison.rows
+        }
+        first = reports[comparison.rows[0]]
+        before = {name: {"psnr": facts["degraded"].get("psnr")} for name, facts in first.items()}
+        lines = [Line("degraded", before)]
+        lines += [Line(NAMES[row], reports[row], _parameters(row, reports[row])) for row in comparison.rows]
+        gap = (NAMES["unified"], NAMES["independent"])
+        share = ":".join(gap) if {"unified", "independent"} <= {*comparison.rows} else ""
+        table = markdown(lines, self.names, [CLEAN], share)
+        some = next(iter(first.values()))
+        about = (
+            f"PSNR in dB, mean over {some['images']} images of {Path(comparison.data).name} (whole images, "
+            f"RGB, 8-bit, protocol `paired-rgb`, seed {comparison.seed}; clean: `clean-identity-rgb`). "
+            f"Data sha256 `{some['dataset_sha256'][:16]}`."
+        )
+        facts = {"rows": reports, "degradations": list(self.names)}
+        return Made(f"{table}\n\n{about}", facts, self.unified.result, self.classifier.result)
+
+
+def _parameters(row: Row, reports: Mapping[str, Mapping[str, Any]]) -> int | None:
+    """One network for each degradation counts each time; the filters of one degradation are no whole."""
+    counts = [int(report["parameters"]) for report in reports.values()]
+    if row in ("random", "delta", "copied"):
+        return None
+    return sum(counts) if row in ("independent", "specialists") else max(counts, default=0)

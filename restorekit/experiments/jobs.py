@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from restorekit import datasets
 from restorekit.api import restore
@@ -18,7 +17,8 @@ from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate
 from restorekit.files import replacing
 from restorekit.pipeline import Pipeline
-from restorekit.training.build import find_parts
+from restorekit.training.build import build_networks, find_parts
+from restorekit.training.export import export
 from restorekit.training.folder import RunFolder, differences, read_run
 from restorekit.training.loop import prepare
 from restorekit.training.spec import TrainSpec
@@ -94,7 +94,7 @@ class Training(Job):
 
     def check(self) -> None:
         """Look the components up, and compare a begun run with this config."""
-        find_parts(self.spec.model_copy(update={"backbone": _unloaded(self.spec)}))
+        find_parts(_unloaded(self.spec))
         if RunFolder(self.folder).in_use:
             for key, ours, theirs in differences(self.spec, read_run(self.folder).spec):
                 raise TrainingError(
@@ -108,9 +108,39 @@ class Training(Job):
         run.train(lambda step, row: report(step, self.spec.steps))
 
 
-def _unloaded(spec: TrainSpec) -> Any:
+@dataclass(frozen=True)
+class Initial(Job):
+    """The weights that a run would begin with.
+
+    Attributes:
+        name: of the run.
+        spec: its config; of a part that has values before it is trained.
+        file: of the weights.
+    """
+
+    name: str
+    spec: TrainSpec
+    file: Path
+
+    @property
+    def result(self) -> Path:
+        """The weights."""
+        return self.file
+
+    def check(self) -> None:
+        """Look the components up."""
+        find_parts(_unloaded(self.spec))
+
+    def run(self, report: Report) -> None:
+        """Build the networks, and write what would be trained."""
+        networks = build_networks(self.spec)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        export(networks.trainee, networks.parts, self.file, step=0, half=self.spec.half)
+
+
+def _unloaded(spec: TrainSpec) -> TrainSpec:
     """Weights of a job before this one are not there yet when jobs are checked."""
-    return spec.backbone.model_copy(update={"weights": None})
+    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": None})})
 
 
 @dataclass(frozen=True)
