@@ -6,17 +6,17 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from restorekit.catalog import PARAMS_KEY
 from restorekit.contracts import Adapter, Backbone
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
 from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, fingerprint, select
-from restorekit.weights import read_tensors
+from restorekit.weights import load_into, read_tensors
+from restorekit_adms import files
 from restorekit_adms.classifier import Classifier
 from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, vectors_of
 from restorekit_adms.naming import check_names, unknown
@@ -119,8 +119,8 @@ class Adms(Adapter):
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
         check_names([*degradations, *([none] if none else [])])
         self.scores, self.parts, self.specialists = dict(scores or {}), tuple(parts), dict(specialists or {})
-        for key, files in (("scores", self.scores), ("specialists", self.specialists)):
-            for name in files:
+        for key, named in (("scores", self.scores), ("specialists", self.specialists)):
+            for name in named:
                 if name not in degradations:
                     raise ConfigError(
                         f"params.{key}", f"{name!r} is no degradation here", f"degradations: [{name}]"
@@ -133,12 +133,23 @@ class Adms(Adapter):
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
         self.deltas = nn.Module()
         self.classifier: Classifier | None = None
+        # What the classifier tells, in the order of its outputs: what was there when it was made.
+        self.told: tuple[str, ...] = ()
         self._wanted = tuple(degradations)
+        self._stated = {
+            "router": router,
+            "none": none,
+            "temperature": temperature,
+            "top1": top1,
+            "mode": mode,
+        }
+        self.base_parameters = 0
         self._data_kinds: tuple[str, ...] | None = None
         self._given: Tensor | None = None
         if self.parts:
             self._put_together()
-        if (self.router.name == "classifier" or train != "deltas") and self.classifier is None:
+        told = self.router.name == "classifier" or train != "deltas"
+        if told and self.classifier is None and (self._wanted or self.names):
             self._add_classifier()
         self._freeze()
 
@@ -172,8 +183,7 @@ class Adms(Adapter):
                 f"{name!r} is the kind without filters", "call the degradation otherwise, or set none: ''"
             )
         self.deltas._modules.pop(name, None)
-        self.deltas.add_module(name, delta)
-        self._freeze()
+        self.deltas.add_module(name, delta.requires_grad_(self.train_what in ("deltas", "all")))
 
     def drop(self, name: str) -> None:
         """Forget the filters of a degradation.
@@ -202,8 +212,14 @@ class Adms(Adapter):
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))
+        if self.classifier is not None and not self.classifier.tells(self.told):
+            raise WeightsError(
+                f"the classifier was not trained to tell {', '.join(self.told)}, in this order",
+                "leave out params.degradations and params.none: the file states them",
+            )
+        self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
         if not self.names:
-            self._choose(backbone)
+            self._begin(backbone)
         return Adaptive(backbone, self)
 
     def _check_base(self, found: str) -> None:
@@ -214,27 +230,47 @@ class Adms(Adapter):
             )
         self.base.copy_(torch.tensor(list(bytes.fromhex(found)), dtype=torch.uint8))
 
-    def _choose(self, backbone: Backbone) -> None:
-        """Take filters by scores or by chance for every degradation."""
-        if self.train_what == "classifier" or not self._wanted:
-            if self.train_what == "classifier" and self._wanted:
-                return
+    def _begin(self, backbone: Backbone) -> None:
+        """Take filters by scores or by chance for every degradation, where filters are to be trained."""
+        if not self._wanted:
             raise RestoreKitError(
                 "the adapter has no degradation", "name them: params: {degradations: [rain]}"
             )
-        read = {name: self._scores(name, backbone) for name in self._wanted}
-        tables = [scores.table for scores in read.values() if scores]
-        table = tables[0] if tables else FilterTable.of(backbone, self.unit or "kernel")
-        if any(other != table for other in tables):
+        if self.train_what == "classifier":
+            return
+        self.choose(backbone, {name: self._scores(name) for name in self._wanted})
+        if self.init == "copy":
+            for name in self._wanted:
+                self.delta(name).copy_difference(backbone, self._specialist(name))
+
+    def choose(
+        self, backbone: nn.Module, scores: Mapping[str, FilterScores | None], ratio: float | None = None
+    ) -> None:
+        """Give degradations filters, at zero.
+
+        Args:
+            backbone: the base.
+            scores: by degradation; None for filters by chance.
+            ratio: share of the filters; the adapter's when not given.
+
+        Raises:
+            RestoreKitError: scores are of another base or of different filters, or the ratio is too small.
+        """
+        given = [each for each in scores.values() if each]
+        for each in given:
+            each.check_base(backbone.state_dict())
+        table = given[0].table if given else FilterTable.of(backbone, self.unit or "kernel")
+        if any(each.table != table for each in given):
             raise RestoreKitError(
                 "the scores are of different kinds of filters", "score all degradations with the same unit"
             )
         values = {
-            name: scores.values if scores and self.mask == "scores" else random_scores(table, self.seed, name)
-            for name, scores in read.items()
+            name: each.values if each and self.mask == "scores" else random_scores(table, self.seed, name)
+            for name, each in scores.items()
         }
+        part = self.ratio if ratio is None else ratio
         chosen = {
-            name: select(table, each, self.ratio, budget=self.budget, scope=self.scope, share=self.share)
+            name: select(table, each, part, budget=self.budget, scope=self.scope, share=self.share)
             for name, each in values.items()
         }
         if self.exclusive:
@@ -244,13 +280,11 @@ class Adms(Adapter):
             delta = Delta.choose(table, filters, vectors)
             if delta.parameter_count == 0:
                 raise RestoreKitError(
-                    f"a ratio of {self.ratio} is less than one filter of this network", "raise params.ratio"
+                    f"a ratio of {part} is less than one filter of this network", "raise params.ratio"
                 )
-            if self.init == "copy":
-                delta.copy_difference(backbone, self._specialist(name))
             self.put(name, delta.to(next(backbone.parameters()).device))
 
-    def _scores(self, name: str, backbone: Backbone) -> FilterScores | None:
+    def _scores(self, name: str) -> FilterScores | None:
         path = self.scores.get(name)
         if path is None:
             if self.mask == "random":
@@ -261,7 +295,6 @@ class Adms(Adapter):
                 f"scores: {{{name}: FILE}} as `restorekit faig` writes, or mask: random",
             )
         scores = FilterScores.load(path)
-        scores.check_base(backbone.state_dict())
         if self.unit and scores.table.unit != self.unit:
             raise ConfigError(
                 "params.unit",
@@ -301,7 +334,7 @@ class Adms(Adapter):
             self.drop(name)
         for name in self._wanted if found and self._wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
-        if any(key.startswith("classifier.") for key in tensors) and self.classifier is None:
+        if any(key.startswith("classifier.") for key in tensors) and self.told != self.kinds:
             self._add_classifier()
         self._freeze()
 
@@ -317,58 +350,118 @@ class Adms(Adapter):
             "adms.format": FORMAT,
             "adms.base": self.base_hash,
             **({} if self.parts else {"adms.choice": json.dumps(choice)}),
+            **({"adms.base_parameters": str(self.base_parameters)} if self.base_parameters else {}),
             "adms.parameters": json.dumps({name: self.delta(name).parameter_count for name in self.names}),
         }
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Return the adapter of a file, as it states itself.
+
+        Raises:
+            WeightsError: the file cannot be read, or is of something else.
+        """
+        tensors, facts = files.read(path)
+        adapter = cls(**_stated(path, facts))
+        adapter.make_room(tensors)
+        load_into(adapter, tensors, Path(path))
+        return adapter
+
+    def save(self, path: str | Path, *, half: bool = False) -> Path:
+        """Write everything to a file that a pipeline takes as weights.
+
+        Raises:
+            RestoreKitError: the classifier does not tell what there are filters for.
+            OutputError: the file cannot be written.
+        """
+        if self.classifier is not None and set(self.told) != set(self.kinds):
+            raise RestoreKitError(
+                f"the classifier tells {', '.join(self.told)}, the filters are for {', '.join(self.kinds)}",
+                "save degradations alone with save_delta, or train the classifier again",
+            )
+        arguments = {key: value for key, value in self._stated.items() if not callable(value)}
+        return files.write(
+            path, self.state_dict(), self.file_arguments(arguments), self.file_facts(), half=half
+        )
+
+    def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
+        """Write the filters of one degradation alone, to be put together with those of others.
+
+        Raises:
+            RestoreKitError: there are none for it.
+            OutputError: the file cannot be written.
+        """
+        prefix = f"deltas.{name}."
+        state = {f"{prefix}{key}": value for key, value in self.delta(name).state_dict().items()}
+        facts = {key: value for key, value in self.file_facts().items() if key != "adms.parameters"}
+        return files.write(path, {"base": self.base, **state}, {"degradations": [name]}, facts, half=half)
+
+    def load_delta(self, path: str | Path, name: str = "", rename: str = "") -> str:
+        """Take the filters of one degradation from a file; return what they are called here.
+
+        Args:
+            path: of an adapter for the same base.
+            name: which one, where the file has several.
+            rename: what to call it here.
+
+        Raises:
+            WeightsError: the file cannot be read, or was made for another base.
+            RestoreKitError: it has no filters for that, or there are some here already.
+        """
+        tensors, _ = files.read(path)
+        self._same_base(str(path), tensors)
+        found = _by_degradation(tensors)
+        if not name and len(found) != 1:
+            raise RestoreKitError(f"{path} has filters for {', '.join(found) or 'nothing'}", "name one")
+        name = name or next(iter(found))
+        if name not in found:
+            raise unknown(name, found, str(path))
+        own = rename or name
+        if own in self.names:
+            raise RestoreKitError(f"there are filters for {own} already", "give them another name")
+        delta = Delta.shaped_like(found[name])
+        _load(delta, found[name])
+        self.put(own, delta.to(self.base.device))
+        return own
+
+    def _same_base(self, path: str, tensors: Mapping[str, Tensor]) -> None:
+        base = bytes(tensors["base"].tolist()).hex()
+        if self.base_hash and base != self.base_hash:
+            raise WeightsError(
+                f"{path} was made for the base {base[:16]}, the others for {self.base_hash[:16]}",
+                "put together adapters of one base",
+            )
+        self.base.copy_(tensors["base"])
+
     def _put_together(self) -> None:
         """Take degradations and a classifier from the files that are named as parts."""
+        told: tuple[str, ...] = ()
         for path in self.parts:
-            tensors, stated = read_tensors(_file(path)), _stated(path)
-            if "base" not in tensors:
-                raise WeightsError(f"{path} is no ADMS adapter", "give what `restorekit train` wrote")
-            base = bytes(tensors["base"].tolist()).hex()
-            if self.base_hash and base != self.base_hash:
-                raise WeightsError(
-                    f"{path} was made for the base {base[:16]}, the others for {self.base_hash[:16]}",
-                    "put together adapters of one base",
-                )
-            self.base.copy_(tensors["base"])
-            found = _by_degradation(tensors)
-            order = [name for name in stated.get("degradations", ()) if name in found]
-            for name in dict.fromkeys([*order, *found]):
+            tensors, facts = files.read(path)
+            stated = _stated(path, facts)
+            self._same_base(path, tensors)
+            for name in _by_degradation(tensors, stated.get("degradations", ())):
                 if self._wanted and name not in self._wanted:
                     raise unknown(name, self._wanted, "params.degradations")
-                if name in self.names:
-                    raise RestoreKitError(f"two of the parts have filters for {name}", "leave one out")
-                delta = Delta.shaped_like(found[name])
-                _load(delta, found[name])
-                self.put(name, delta)
-            self._take_classifier(path, tensors, stated)
+                self.load_delta(path, name)
+            own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
+            if own and told:
+                raise RestoreKitError(f"{path} has a second classifier", "leave one out")
+            if own:
+                self.none = self.none or stated.get("none", "")
+                told = (*stated.get("degradations", ()), *([stated["none"]] if stated.get("none") else []))
+                self._add_classifier(told)
+                assert self.classifier is not None
+                _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
         for name in (each for each in self._wanted if each in self.names):
             self.deltas._modules[name] = self.deltas._modules.pop(name)
-        if self._told is not None and set(self._told) != set(self.kinds):
+        if told and set(told) != set(self.kinds):
             raise WeightsError(
-                f"the classifier tells {', '.join(self._told)}, the parts are {', '.join(self.kinds)}",
+                f"the classifier tells {', '.join(told)}, the parts are {', '.join(self.kinds)}",
                 "train it on these: params: {train: classifier}, or leave it out of the parts",
             )
-        if self._told is not None:
-            self._reorder(self._told)
-
-    _told: tuple[str, ...] | None = None
-
-    def _take_classifier(self, path: str, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
-        own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
-        if not own:
-            return
-        if self._told is not None:
-            raise RestoreKitError(f"{path} has a second classifier", "leave one out")
-        none = stated.get("none", "")
-        self._told = (*stated.get("degradations", ()), *([none] if none else []))
-        if none and not self.none:
-            self.none = none
-        self._add_classifier(len(self._told))
-        assert self.classifier is not None
-        _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
+        if told:
+            self._reorder(told)
 
     @torch.no_grad()
     def _reorder(self, told: Sequence[str]) -> None:
@@ -378,14 +471,15 @@ class Adms(Adapter):
         head = self.classifier.head
         head.weight.copy_(head.weight[order].clone())
         head.bias.copy_(head.bias[order].clone())
+        self.told = self.kinds
+        self.classifier.name(self.told)
 
     # Training.
 
-    def _add_classifier(self, count: int = 0) -> None:
-        kinds = count or len(self.kinds)
-        if kinds < 1:
-            raise ConfigError("params.degradations", "a classifier needs them", "name them, or give parts")
-        self.classifier = Classifier(kinds)
+    def _add_classifier(self, told: Sequence[str] = ()) -> None:
+        self.told = tuple(told) or self.kinds
+        self.classifier = Classifier(len(self.told))
+        self.classifier.name(self.told)
 
     def _freeze(self) -> None:
         """Leave gradients to what a run is to train."""
@@ -443,7 +537,7 @@ class Adms(Adapter):
             return None
         logits: Tensor = self.classifier(degraded)
         names = self._data_kinds or self.kinds
-        return logits[:, [self.kinds.index(name) for name in names]]
+        return logits[:, [self.told.index(name) for name in names]]
 
 
 def _exclusive(chosen: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -456,15 +550,15 @@ def _exclusive(chosen: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[
     return {name: filters[best[filters] == row] for row, (name, filters) in enumerate(chosen.items())}
 
 
-def _by_degradation(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each degradation, its name taken off theirs."""
+def _by_degradation(tensors: Mapping[str, Tensor], order: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each degradation, its name taken off theirs; in this order where it is known."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         kind, _, rest = key.partition(".")
         if kind == "deltas":
             name, _, rest = rest.partition(".")
             found.setdefault(name, {})[rest] = value
-    return found
+    return {name: found[name] for name in dict.fromkeys([*order, *found]) if name in found}
 
 
 def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -480,11 +574,11 @@ def _file(path: str | Path) -> Path:
     return path
 
 
-def _stated(path: str | Path) -> dict[str, Any]:
+def _stated(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:
     """Return the constructor's arguments that a file states."""
     try:
-        with safe_open(path, "pt") as file:
-            found = json.loads((file.metadata() or {}).get(PARAMS_KEY, "{}"))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}", "give a whole .safetensors file") from error
-    return dict(found) if isinstance(found, Mapping) else {}
+        return dict(json.loads(facts.get(PARAMS_KEY, "{}")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is damaged: {error}", "give a file that `restorekit train` wrote"
+        ) from error

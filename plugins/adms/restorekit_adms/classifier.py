@@ -5,6 +5,9 @@ Shapes: B batch, C image channels, H W pixels, K kinds.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +19,10 @@ _STRIDE = 2 ** len(_WIDTHS)
 _PIECE = 2**22
 
 
+def _hash(kinds: Sequence[str]) -> bytes:
+    return hashlib.sha256("\n".join(kinds).encode()).digest()
+
+
 class Classifier(nn.Module):
     """Tell the kind of degradation of an image: five strided convolutions, a mean over the image, one layer.
 
@@ -25,6 +32,8 @@ class Classifier(nn.Module):
         kinds: K.
     """
 
+    order: Tensor
+
     def __init__(self, kinds: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
@@ -32,6 +41,16 @@ class Classifier(nn.Module):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(_WIDTHS[-1], kinds)
+        # Which kind each output is: a file that is read with names in another order is noticed by it.
+        self.register_buffer("order", torch.zeros(32, dtype=torch.uint8))
+
+    def tells(self, kinds: Sequence[str]) -> bool:
+        """Whether these are the kinds of its outputs, in this order."""
+        return self.order.is_meta or bytes(self.order.cpu().tolist()) == _hash(kinds)
+
+    def name(self, kinds: Sequence[str]) -> None:
+        """Say which kinds its outputs are."""
+        self.order.copy_(torch.tensor(list(_hash(kinds)), dtype=torch.uint8))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) on any device -> logits (B, K); gray is repeated, of views the first counts."""

@@ -9,7 +9,7 @@ Shapes: D degradations, N numbers that any of them adds to, over all tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -26,6 +26,7 @@ class _Place:
 
     Attributes:
         name: of the tensor in the network.
+        names: all of its names, where modules share it.
         owner: module that holds it.
         own: what it calls it; the tensor itself may be replaced when a network is moved.
         order: its axes by descending stride; so permuted, its memory is one line.
@@ -33,6 +34,7 @@ class _Place:
     """
 
     name: str
+    names: tuple[str, ...]
     owner: nn.Module
     own: str
     order: tuple[int, ...]
@@ -65,11 +67,14 @@ class Mixer:
     """
 
     def __init__(self, network: nn.Module, deltas: Mapping[str, Delta]) -> None:
+        # Modules that are shared come once, parameters that several modules share come under each.
         owners = {
             f"{prefix}.{name}".lstrip("."): (module, name)
             for prefix, module in network.named_modules()
-            for name in module._parameters
+            for name, parameter in module._parameters.items()
+            if parameter is not None
         }
+        self._owners = owners
         parts: dict[str, list[tuple[int, SparseTensor, Tensor]]] = {}
         for index, delta in enumerate(deltas.values()):
             units = units_of(network, delta)
@@ -84,7 +89,8 @@ class Mixer:
             tensor = getattr(module, own)
             order = _order(tensor)
             union, slots = _union([_in_memory(elements, tensor, order) for _, _, elements in parts[name]])
-            self.places.append(_Place(name, module, own, order, union))
+            same = tuple(other for other, (one, its) in owners.items() if getattr(one, its) is tensor)
+            self.places.append(_Place(name, same, module, own, order, union))
             for (index, leaf, _), own_slots in zip(parts[name], slots, strict=True):
                 self._sources[index].append(leaf)
                 where[index].append(own_slots + total)
@@ -101,14 +107,23 @@ class Mixer:
                 mixed = mixed.index_add(0, where, (own * weights[index]).to(mixed.dtype))
         return torch.split(mixed, self.sizes)
 
-    def replaced(self, weights: Tensor) -> dict[str, Tensor]:
-        """Return new tensors for those that are added to; the network's own get no gradient."""
-        tensors = {}
-        for place, values in zip(self.places, self.values(weights), strict=True):
-            base = place.tensor.detach()
-            line = place.line(base).index_add(0, place.elements, values.to(base.dtype))
-            tensors[place.name] = place.shaped(line, base)
-        return tensors
+    def frozen(self) -> dict[str, Tensor]:
+        """Return every parameter of the network, by each of its names, without its gradient."""
+        return {name: getattr(module, own).detach() for name, (module, own) in self._owners.items()}
+
+    def placed(self, tensors: dict[str, Tensor], values: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return all tensors of a network, those that are added to with these values at the places."""
+        made = dict(tensors)
+        for place, own in zip(self.places, values, strict=True):
+            base = tensors[place.name]
+            line = place.line(base).index_add(0, place.elements, own.to(base.dtype))
+            made |= dict.fromkeys(place.names, place.shaped(line, base))
+        return made
+
+    def members(self, count: int) -> list[Tensor]:
+        """Return where the numbers of each of the degradations stand among all that are added to."""
+        empty = torch.zeros(0, dtype=torch.long)
+        return [empty if where is None else where for where in self._where[:count]]
 
     @torch.no_grad()
     def saved(self) -> list[Tensor]:

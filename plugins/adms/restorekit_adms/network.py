@@ -14,7 +14,9 @@ from torch.func import functional_call
 
 from restorekit.contracts import Backbone, Judged, Verdict
 from restorekit.errors import RestoreKitError
-from restorekit_adms.mixing import Mixer
+from restorekit_adms.managing import Managed
+from restorekit_adms.naming import unknown
+from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class _Calls(nn.Module):
         return fn(*inputs)
 
 
-class Adaptive(Backbone):
+class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
     The base is shared with its other users: it is bit for bit what it was after every run. Without gradients
@@ -55,8 +57,7 @@ class Adaptive(Backbone):
     judges = True
 
     def __init__(self, backbone: Backbone, adapter: Adms) -> None:
-        super().__init__()
-        self.backbone, self.adapter = backbone, adapter
+        super().__init__(backbone, adapter)
         self.size_multiple, self.padding, self.scale = (
             backbone.size_multiple,
             backbone.padding,
@@ -64,33 +65,12 @@ class Adaptive(Backbone):
         )
         self.channels, self.out_channels = backbone.channels, backbone.out_channels
         self.overlap, self.tiling, self.precisions = backbone.overlap, backbone.tiling, backbone.precisions
-        self._mixer: Mixer | None = None
-        self._fixed: dict[str, float] | None = None
-        self._scales: dict[str, float] = {}
-        self._off = False
-        self._kept: list[Tensor] | None = None
-        _ = self.mixer
 
     def train(self, mode: bool = True) -> Adaptive:
         """Switch the adapter; the base stays in eval mode."""
         super().train(mode)
         self.backbone.eval()
         return self
-
-    @property
-    def mixer(self) -> Mixer:
-        """Where the filters fall; found again when the network was moved, or filters came and went.
-
-        Raises:
-            WeightsError: they do not fit the backbone.
-        """
-        names = self.adapter.names
-        if self._mixer is None or self._mixer_of != names or not self._mixer.is_current:
-            deltas = {name: self.adapter.delta(name) for name in names}
-            self._mixer, self._mixer_of = Mixer(self.backbone, deltas), names
-        return self._mixer
-
-    _mixer_of: tuple[str, ...] = ()
 
     # Running.
 
@@ -142,23 +122,33 @@ class Adaptive(Backbone):
             return certain(adapter.router.label, kinds, self._here(degraded)), "oracle"
         if name == "uniform":
             return uniform(kinds, self._here(degraded)), "uniform"
+        if name == "overlap":
+            return torch.cat([overlap_shares(self, image) for image in torch.split(degraded, 1)]), "overlap"
         if name == "custom":
             assert adapter.router.custom is not None
             return checked(adapter.router.custom(degraded), degraded, kinds).to(place), "custom"
         return self._classified(degraded), "classifier"
 
     def _classified(self, degraded: Tensor) -> Tensor:
-        classifier, kinds = self.adapter.classifier, self.adapter.kinds
-        if classifier is None or classifier.head.out_features != len(kinds):
-            told = 0 if classifier is None else classifier.head.out_features
+        classifier, kinds, told = self.adapter.classifier, self.adapter.kinds, self.adapter.told
+        if classifier is None:
             raise RestoreKitError(
-                f"the classifier tells {told} kinds, the adapter has {len(kinds)}: {', '.join(kinds)}",
-                "train it again with params: {train: classifier}, or set_adapter",
+                "the adapter has no classifier",
+                "train one with params: {train: classifier}, or name a router, as router: uniform",
             )
+        for name in told:
+            if name not in kinds:
+                raise unknown(name, kinds, "the classifier tells it, and the adapter")
         logits: Tensor = classifier(degraded)
         # Softmax in half precision would round the shares; in double there is nothing to widen.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return (logits / self.adapter.temperature).softmax(1)
+        shares = (logits / self.adapter.temperature).softmax(1)
+        if told == kinds:
+            return shares
+        # Filters that came after the classifier take no part.
+        known = shares.new_zeros(len(shares), len(kinds))
+        known[:, [kinds.index(name) for name in told]] = shares
+        return known
 
     def weights(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> weights (B, D) of the filters of each degradation."""
@@ -193,8 +183,10 @@ class Adaptive(Backbone):
     def _mixed(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         mixer = self.mixer
         if torch.is_grad_enabled() or self.adapter.mode == "soft" or not mixer.can_write:
-            tensors = {f"backbone.{name}": value for name, value in mixer.replaced(weights).items()}
-            return cast(T, functional_call(_Calls(self.backbone), tensors, (fn, images)))
+            tensors = mixer.placed(mixer.frozen(), mixer.values(weights))
+            held = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
+            # Every name is given; tying them once more leaves a shared module with what it was lent.
+            return cast(T, functional_call(_Calls(self.backbone), held, (fn, images), tie_weights=False))
         with mixer.written(weights):
             return fn(images)
 

@@ -55,7 +55,7 @@ class RouterChoice:
         if name not in ROUTERS:
             hint = near(str(name), ROUTERS) or f"routers are {', '.join(ROUTERS)}"
             raise ConfigError("params.router", f"no router called {name!r}", hint)
-        takes = {"oracle": ("label",), "overlap": ("baseline", "ratio", "steps", "temperature")}.get(name, ())
+        takes = {"oracle": ("label",), "overlap": ("ratio", "steps", "temperature")}.get(name, ())
         for key in facts:
             if key not in takes:
                 hint = near(str(key), takes) or f"it takes {', '.join(takes) or 'none'}"

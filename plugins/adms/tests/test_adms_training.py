@@ -242,7 +242,7 @@ def test_filters_work_in_a_pipeline_without_a_classifier(folder, base, scores, t
     with pytest.raises(RestoreKitError, match="nothing tells noise, blur apart"):
         pipeline_of(base, weights)(image)
     with pytest.raises(
-        RestoreKitError, match="no degradation 'nose'; it knows: noise, blur(.|\n)*did you mean 'noise'"
+        RestoreKitError, match=r"no degradation 'nose'; it knows: noise, blur(.|\n)*did you mean 'noise'"
     ):
         pipeline_of(base, weights, router={"name": "oracle", "label": "nose"})(image)
     noise = pipeline_of(base, weights, router={"name": "oracle", "label": "noise"})(image)

@@ -1,0 +1,257 @@
+"""The verbs of PEFT on an adaptive network: filters come and go, are weighed, combined and merged."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from restorekit.contracts import Backbone
+from restorekit.errors import RestoreKitError
+from restorekit.filters import FilterScores
+from restorekit_adms.combining import How, Overlap, combined, overlap
+from restorekit_adms.mixing import Mixer
+from restorekit_adms.naming import unknown
+
+if TYPE_CHECKING:
+    from restorekit_adms.adapter import Adms
+
+
+class Managed(Backbone):
+    """A base and an adapter whose filters can be told what to do, in the words of Hugging Face's PEFT.
+
+    Args:
+        backbone: the base.
+        adapter: the filters.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Adms) -> None:
+        super().__init__()
+        self.backbone, self.adapter = backbone, adapter
+        self._mixer: Mixer | None = None
+        self._mixer_names: tuple[str, ...] = ()
+        # Weights that the user set instead of the router's, and factors on whatever weights there are.
+        self._fixed: dict[str, float] | None = None
+        self._scales: dict[str, float] = {}
+        self._off = False
+        # What stood in the base before filters were merged into it.
+        self._kept: list[Tensor] | None = None
+        _ = self.mixer
+
+    @property
+    def mixer(self) -> Mixer:
+        """Where the filters fall; found again when the network was moved, or filters came and went.
+
+        Raises:
+            WeightsError: they do not fit the backbone.
+        """
+        names = self.adapter.names
+        if self._mixer is None or self._mixer_names != names or not self._mixer.is_current:
+            deltas = {name: self.adapter.delta(name) for name in names}
+            self._mixer, self._mixer_names = Mixer(self.backbone, deltas), names
+        return self._mixer
+
+    # Coming and going.
+
+    @property
+    def active_adapters(self) -> tuple[str, ...]:
+        """The degradations whose filters may act now."""
+        if self._off:
+            return ()
+        return self.adapter.names if self._fixed is None else tuple(self._fixed)
+
+    def add_adapter(
+        self, name: str, scores: FilterScores | None = None, *, ratio: float | None = None
+    ) -> None:
+        """Give a degradation filters, at zero: the best by scores, or as many by chance.
+
+        Args:
+            name: of the degradation.
+            scores: for this base; by chance without.
+            ratio: share of the network's filters; the adapter's when not given.
+
+        Raises:
+            RestoreKitError: the name cannot be used, or the scores are of another base.
+        """
+        self._check_free(name)
+        self.adapter.choose(self.backbone, {name: scores}, ratio)
+
+    def load_adapter(self, path: str | Path, name: str = "", rename: str = "") -> str:
+        """Take the filters of one degradation from a file; see ``Adms.load_delta``."""
+        self._check_unmerged()
+        return self.adapter.load_delta(path, name, rename)
+
+    def save_adapter(self, name: str, path: str | Path, *, half: bool = False) -> Path:
+        """Write the filters of one degradation; see ``Adms.save_delta``."""
+        return self.adapter.save_delta(name, path, half=half)
+
+    def delete_adapter(self, name: str) -> None:
+        """Forget the filters of a degradation.
+
+        Raises:
+            RestoreKitError: there are none.
+        """
+        self._check_unmerged()
+        self.adapter.drop(name)
+        if self._fixed is not None:
+            self._fixed = {key: weight for key, weight in self._fixed.items() if key != name}
+
+    # Weighing.
+
+    def set_adapter(self, weights: str | Sequence[str] | Mapping[str, float] | None) -> None:
+        """Act by these weights instead of what the router says; None asks the router again.
+
+        Args:
+            weights: the name of one degradation, several (each with weight 1), or weights by name.
+
+        Raises:
+            RestoreKitError: a name is unknown, or a weight is no number.
+        """
+        self._fixed = None if weights is None else self._read(weights)
+
+    def set_scale(self, name: str, scale: float) -> None:
+        """Multiply what a degradation's filters add, whatever says how much they act.
+
+        Raises:
+            RestoreKitError: there are none.
+        """
+        self.adapter.delta(name)
+        self._scales[name] = float(scale)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """Be the base for a while.
+
+        Raises:
+            RestoreKitError: filters are merged into the base.
+        """
+        self._check_unmerged()
+        before, self._off = self._off, True
+        try:
+            yield
+        finally:
+            self._off = before
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return how many parameters ask for gradients, and how many there are with those of the base."""
+        own = list(self.adapter.parameters())
+        trained = sum(parameter.numel() for parameter in own if parameter.requires_grad)
+        return trained, sum(parameter.numel() for parameter in (*own, *self.backbone.parameters()))
+
+    # Combining and merging.
+
+    def combine(
+        self,
+        name: str,
+        weights: Mapping[str, float],
+        how: How = "linear",
+        *,
+        density: float = 1.0,
+        seed: int = 0,
+    ) -> dict[tuple[str, str], Overlap]:
+        """Make filters of those of several degradations; return what each two of these have in common.
+
+        See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; none is routed to.
+
+        Raises:
+            RestoreKitError: a name is unknown or taken, or there is no such way.
+        """
+        self._check_free(name)
+        deltas = {each: self.adapter.delta(each) for each in weights}
+        self.adapter.put(name, combined(self.backbone, deltas, weights, how, density=density, seed=seed))
+        return {
+            (one, other): overlap(self.backbone, deltas[one], deltas[other])
+            for one, other in combinations(weights, 2)
+        }
+
+    def merge_adapter(
+        self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
+    ) -> None:
+        """Write a fixed mixture into the base until ``unmerge_adapter``: all who share the base see it.
+
+        Args:
+            weights: as in ``set_adapter``; what was set there when not given.
+            safe_merge: look first whether all of it is finite.
+
+        Raises:
+            RestoreKitError: there is no one mixture, filters are merged already, or they are not finite.
+        """
+        self._check_unmerged()
+        given = self._fixed if weights is None else self._read(weights)
+        if given is None:
+            raise RestoreKitError(
+                "the router decides for each image, there is no one mixture to merge",
+                "name the weights, as {'rain': 1.0}",
+            )
+        mixer, row = self.mixer, self._row(given)
+        saved = mixer.saved()
+        merged = mixer.added(saved, row)
+        if safe_merge and not all(bool(content.isfinite().all()) for content in merged):
+            raise RestoreKitError(
+                "the merged filters are not finite, nothing was merged", "train the adapter again"
+            )
+        mixer.put(merged)
+        self._kept = saved
+
+    def unmerge_adapter(self) -> None:
+        """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
+        if self._kept is not None:
+            mixer = self.mixer
+            # Moving the network moves its tensors, and not these.
+            mixer.put([kept.to(place.tensor) for kept, place in zip(self._kept, mixer.places, strict=True)])
+            self._kept = None
+
+    def merge_and_unload(
+        self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
+    ) -> Backbone:
+        """Return a copy of the base with a fixed mixture in it; the base itself is left as it is.
+
+        Raises:
+            RestoreKitError: as ``merge_adapter``.
+        """
+        self.merge_adapter(weights, safe_merge=safe_merge)
+        try:
+            return copy.deepcopy(self.backbone)
+        finally:
+            self.unmerge_adapter()
+
+    def unload(self) -> Backbone:
+        """Return the base as it was given."""
+        self.unmerge_adapter()
+        return self.backbone
+
+    # What these share.
+
+    def _read(self, weights: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
+        if not isinstance(weights, Mapping):
+            weights = dict.fromkeys([weights] if isinstance(weights, str) else weights, 1.0)
+        for name, weight in weights.items():
+            if name not in self.adapter.kinds:
+                raise unknown(name, self.adapter.kinds)
+            if not math.isfinite(weight):
+                raise RestoreKitError(f"the weight of {name} is {weight}", "give a number")
+        return {name: float(weight) for name, weight in weights.items()}
+
+    def _row(self, weights: Mapping[str, float]) -> Tensor:
+        """Return weights by name as (D,), scaled."""
+        names = self.adapter.names
+        row = [weights.get(name, 0.0) * self._scales.get(name, 1.0) for name in names]
+        return torch.tensor(row, device=self.adapter.base.device)
+
+    def _check_free(self, name: str) -> None:
+        self._check_unmerged()
+        if name in self.adapter.names:
+            raise RestoreKitError(
+                f"there are filters for {name} already", "give another name, or delete_adapter"
+            )
+
+    def _check_unmerged(self) -> None:
+        if self._kept is not None:
+            raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")

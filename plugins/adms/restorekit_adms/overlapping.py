@@ -1,0 +1,57 @@
+"""The router by overlap: which degradation's filters does this image lean on?
+
+FAIG attributes what a network does to an image to filters, and calls the overlap of the most important ones
+with those of a degradation its score (Xie et al., NeurIPS 2021, section 4.4); 98 and 96 % of noisy and blurry
+images were told so there. Neither the clean image nor a second network is at hand here, so this is a variant:
+the path leads from the base to the base with all deltas in equal shares, whose output stands in for the clean
+image. Meant for diagnosis: it costs as much as ``steps`` steps of training for each image.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+if TYPE_CHECKING:
+    from restorekit_adms.network import Adaptive
+
+_STEPS, _RATIO, _TEMPERATURE = 8, 0.25, 0.1
+
+
+def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
+    """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for the kind without filters."""
+    options = dict(network.adapter.router.options or {})
+    steps, ratio = int(options.get("steps", _STEPS)), float(options.get("ratio", _RATIO))
+    names, mixer, backbone = network.adapter.names, network.mixer, network.backbone
+    place = network.adapter.base
+    # What inference mode made cannot take part in a gradient; copies can.
+    with torch.inference_mode(False), torch.enable_grad():
+        frozen = {name: value.clone() for name, value in mixer.frozen().items()}
+        degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()
+        equal = torch.full((len(names),), 1 / len(names), device=place.device)
+        mixture = torch.cat(mixer.values(equal)).detach().clone()
+
+        def run(share: Tensor) -> Tensor:
+            values = torch.split(mixture * share, mixer.sizes)
+            output: Tensor = functional_call(
+                backbone, mixer.placed(frozen, values), (degraded,), tie_weights=False
+            )
+            return output
+
+        target = run(torch.ones_like(mixture)).detach()
+        total = torch.zeros_like(mixture)
+        for step in range(steps):
+            share = torch.full_like(mixture, (step + 0.5) / steps).requires_grad_()
+            (gradient,) = torch.autograd.grad((run(share) - target).square().sum(), share)
+            # The mixture times the gradient of the weights: what each number contributes at this step.
+            total += gradient
+        important = torch.zeros(len(total), dtype=torch.bool, device=total.device)
+        important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
+        overlaps = torch.stack([important[where].float().mean() for where in mixer.members(len(names))])
+    told = (overlaps / float(options.get("temperature", _TEMPERATURE))).softmax(0)
+    shares = told.new_zeros(1, len(network.adapter.kinds))
+    shares[0, : len(names)] = told
+    return shares
