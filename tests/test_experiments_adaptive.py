@@ -1,0 +1,117 @@
+"""An adaptive model from one file, made small: all stages, all rows of the table, once."""
+
+import json
+
+import pytest
+import yaml
+from training_cases import write_photographs
+
+from restorekit.config import PipelineSpec
+from restorekit.image import Image
+from restorekit.pipeline import Pipeline
+
+ROWS = (
+    "unified",
+    "adaptive",
+    "oracle",
+    "uniform",
+    "random",
+    "delta",
+    "copied",
+    "specialists",
+    "independent",
+    "larger",
+    "longer",
+)
+SMALL = {"width": 4, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Run the command once; return the folder of its runs, its config and what it printed."""
+    place = tmp_path_factory.mktemp("adaptive")
+    photographs = place / "photographs"
+    photographs.mkdir()
+    write_photographs(photographs, 2)
+    config = {
+        "backbone": {"name": "nafnet", "params": SMALL},
+        "adapter": {"name": "adms", "params": {"ratio": 0.1}},
+        "data": {"folder": str(photographs), "hold_out": 1, "cache": str(place / "cache")},
+        "degradations": {"noise": {"name": "gaussian", "sigma": 30}, "blur": "gaussian_blur"},
+        "clean": 0.2,
+        "common": {
+            "stages": [{"steps": 3, "patch": 16, "batch": 3}],
+            "validate_every": 3,
+            "pictures": 0,
+            "half": False,
+            "optimizer": {"warmup": 0},
+        },
+        "unified": {},
+        "specialists": {},
+        "deltas": {},
+        "classifier": {"stages": [{"steps": 3, "patch": 32, "batch": 3}]},
+        "discovery": {"images": 2, "patch": 16, "steps": 8},
+        "comparison": {
+            "data": str(photographs),
+            "limit": 1,
+            "rows": list(ROWS),
+            "larger": {**SMALL, "width": 6},
+        },
+    }
+    file = place / "small.yaml"
+    file.write_text(yaml.safe_dump(config))
+    page = place / "page.md"
+    page.write_text("# Table\n<!-- small: begin -->\n<!-- small: end -->\n")
+    return place / "runs", file, page
+
+
+@pytest.fixture(scope="module")
+def done(made):
+    """The first, whole run."""
+    from typer.testing import CliRunner
+
+    from restorekit.cli import app
+
+    folder, file, page = made
+    result = CliRunner().invoke(app, ["adapt", str(file), "-o", str(folder), "--write", str(page), "--json"])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return json.loads(result.stdout)
+
+
+def test_every_row_is_measured_on_every_degradation(made, done):
+    table = made[2].read_text()
+    assert list(done["rows"]) == list(ROWS)
+    for row in ROWS:
+        assert {"noise", "blur"} <= done["rows"][row].keys(), row
+        assert all(report["psnr"] > 5 for report in done["rows"][row].values()), row
+    assert table.count("\n| ") == len(ROWS) + 3 and "of the gap" in table
+
+
+def test_clean_images_are_a_column_where_one_network_sees_all(done):
+    with_clean = {row for row in ROWS if "clean" in done["rows"][row]}
+    assert with_clean == {"unified", "adaptive", "oracle", "uniform", "larger", "longer"}
+    # Told that an image is clean, the adaptive model is the unified one.
+    assert done["rows"]["oracle"]["clean"]["psnr"] == done["rows"]["unified"]["clean"]["psnr"]
+
+
+def test_a_second_run_makes_nothing_again(made, done, run):
+    folder, file, _ = made
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    code, out, _ = run("adapt", file, "-o", folder)
+    assert code == 0 and "ADMS, classifier" in out and str(done["adapter"]) in out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_model_judges_images_in_a_pipeline(made, done):
+    step = {"name": "nafnet", "params": SMALL, "weights": done["backbone"]}
+    step["adapter"] = {"name": "adms", "weights": done["adapter"]}
+    chain = Pipeline.build(PipelineSpec.load({"steps": [{"restore": step}]}), "cpu")
+    verdict = chain(Image.of(made[0].parent / "photographs" / "0.png")).verdict
+    assert set(verdict.shares) == {"noise", "blur", "clean"}
+
+
+def test_a_document_without_the_mark_is_refused_before_the_work(made, run, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    code, _, err = run("adapt", made[1], "-o", tmp_path / "runs", "--write", page)
+    assert code == 2 and "no place for small" in err and not (tmp_path / "runs").exists()
