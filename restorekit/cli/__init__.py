@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from restorekit.cli import bench, degrade, describe, doctor, evaluate, new_plugin, restore, train, weights
+from restorekit.cli import (
+    bench,
+    degrade,
+    describe,
+    doctor,
+    evaluate,
+    faig,
+    new_plugin,
+    restore,
+    train,
+    weights,
+)
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -35,6 +46,7 @@ app.command("train")(train.train)
 app.command("new-plugin")(new_plugin.new_plugin)
 app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")
+app.add_typer(faig.app, name="faig")
 
 
 def main() -> None:
