@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from restorekit.cli.output import AsJson, Device, counting, note, say, say_json, table
-from restorekit.config import check, read_yaml, split_setting
+from restorekit.config import check, read_yaml, split_setting, with_settings
 from restorekit.errors import ConfigError, OutputError
 from restorekit.files import ensure_writable
 
 if TYPE_CHECKING:
     import PIL.Image
+    import torch
 
     from restorekit.analysis.images import FilePairs
     from restorekit.contracts import Backbone
@@ -356,35 +357,41 @@ def mask_drop(
     from restorekit.analysis import protocols
     from restorekit.filters import select
 
-    read = [(path.name, one) for path, one in zip(scores, _scores(scores, networks[1]), strict=True)]
+    read = [(str(path), one) for path, one in zip(scores, _scores(scores, networks[1]), strict=True)]
     filters = read[0][1].table
     images = [pair.degraded for pair in _pairs(found, networks[1], recipe, seed, crop, limit)]
+    choices: dict[tuple[float, str], tuple[str, str, torch.Tensor]] = {}
+    for ratio in ratios or [0.01, 0.05]:
+        for name, one in read:
+            choices[ratio, name] = one.method, one.label, one.top(ratio, budget=budget)
+        for number in range(controls):
+            values = torch.rand(len(filters), generator=torch.Generator().manual_seed(seed + number))
+            choices[ratio, f"random {number}"] = "random", "", select(filters, values, ratio, budget=budget)
+    with counting("masking", len(images)) as done:
+        drops = protocols.mask_drops(
+            networks[1],
+            networks[0],
+            filters,
+            {key: chosen for key, (_, _, chosen) in choices.items()},
+            images,
+            (metric,),
+            done,
+        )
     rows: list[dict[str, Any]] = []
-    wanted = ratios or [0.01, 0.05]
-    with counting("masking", len(wanted) * (len(read) + controls)) as done:
-        for ratio in wanted:
-            choices = [(name, one.method, one.label, one.top(ratio, budget=budget)) for name, one in read]
-            for number in range(controls):
-                generator = torch.Generator().manual_seed(seed + number)
-                values = torch.rand(len(filters), generator=generator)
-                choices.append(
-                    (f"random {number}", "random", "", select(filters, values, ratio, budget=budget))
-                )
-            for name, method, label, chosen in choices:
-                drop = protocols.mask_drop(networks[1], networks[0], filters, chosen, images, metric)
-                rows.append(
-                    {
-                        "scores": name,
-                        "method": method,
-                        "label": label,
-                        "ratio": ratio,
-                        "filters": len(chosen),
-                        "drop": drop.mean,
-                        "deviation": statistics.pstdev(drop.per_image),
-                        "per_image": list(drop.per_image),
-                    }
-                )
-                done()
+    for key, (method, label, chosen) in choices.items():
+        drop = drops[key][metric]
+        rows.append(
+            {
+                "scores": key[1],
+                "method": method,
+                "label": label,
+                "ratio": key[0],
+                "filters": len(chosen),
+                "drop": drop.mean,
+                "deviation": statistics.pstdev(drop.per_image),
+                "per_image": list(drop.per_image),
+            }
+        )
     if as_json:
         say_json({"metric": metric, "images": len(images), "rows": rows})
         return
@@ -630,6 +637,58 @@ def overlap(
     for name, facts in named.items():
         scored = ", ".join(f"{label} {value:.2f}" for label, value in facts["overlaps"].items())
         say(f"{name}: {', '.join(facts['degradations']) or 'none'} ({scored})")
+
+
+@app.command()
+def reproduce(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment, or its folder to resume.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the experiment.", show_default="runs/faig-NAME"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, as KEY=VALUE; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Also put the figures between the markers of this page.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train, discover, mask, retrain, map and classify: the published experiment, tables beside its own."""
+    from restorekit.analysis.experiment import ExperimentSpec
+
+    folder = output or (config if config.is_dir() else Path("runs") / f"faig-{config.stem}")
+    file = config / "config.yaml" if config.is_dir() else config
+    spec = check(ExperimentSpec, with_settings(read_yaml(file), settings or []), file.name)
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from restorekit.analysis.page import render, write_between
+    from restorekit.analysis.reproduce import reproduce as run
+    from restorekit.runtime import tune_allocator
+
+    tune_allocator()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task, doing = progress.add_task("begin", total=None), ""
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing:
+                progress.reset(task, description=what)
+                doing = what
+            progress.update(task, completed=done, total=total or None)
+
+        results = run(spec, folder, device, resume=resume, progress=report)
+    if write:
+        write_between(write, render(spec, results))
+    if as_json:
+        say_json(results)
+        return
+    say(str(folder / "page.md"))
 
 
 def _free(path: Path, overwrite: bool) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from restorekit.analysis.protocols.modulation import SHARES, modulate, strip
     from restorekit.analysis.protocols.overlap import ImageScorer, OverlapClassifier, fit_overlap
     from restorekit.analysis.protocols.retraining import retrain
-    from restorekit.analysis.protocols.substitution import Drop, blended, gradient_map, mask_drop
+    from restorekit.analysis.protocols.substitution import Drop, blended, gradient_map, mask_drop, mask_drops
 
 _HOMES = {
     "Distribution": "distribution",
@@ -28,6 +28,7 @@ _HOMES = {
     "fit_overlap": "overlap",
     "gradient_map": "substitution",
     "mask_drop": "substitution",
+    "mask_drops": "substitution",
     "modulate": "modulation",
     "retrain": "retraining",
     "strip": "modulation",
@@ -45,6 +46,7 @@ __all__ = [
     "fit_overlap",
     "gradient_map",
     "mask_drop",
+    "mask_drops",
     "modulate",
     "retrain",
     "strip",

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from restorekit.filters import FilterTable
 
 Metric = Literal["luma", "release"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Key = TypeVar("Key", bound=Hashable)
 
 # Weights of red, green and blue in luma (ITU-R BT.601).
 _LUMA = (0.299, 0.587, 0.114)
@@ -120,20 +121,58 @@ def mask_drop(
         ImageError: there are no images.
         WeightsError: base and target are not of one architecture.
     """
-    if metric not in METRICS:
-        raise RestoreKitError(f"no metric called {metric!r}; metrics: {', '.join(METRICS)}", "use luma")
-    masked = blended(target, base, table, filters).eval()
-    whole = copy.deepcopy(target).eval()
-    like = next(whole.parameters())
-    drops = []
+    return mask_drops(target, base, table, {0: filters}, images, (metric,))[0][metric]
+
+
+def mask_drops(
+    target: Backbone,
+    base: Network,
+    table: FilterTable,
+    choices: Mapping[Key, Tensor],
+    images: Iterable[Tensor],
+    metrics: Sequence[Metric] = ("luma",),
+    progress: Callable[[], None] = lambda: None,
+) -> dict[Key, dict[Metric, Drop]]:
+    """Do the masking test for several lists of filters at once: the target restores each image only once.
+
+    Args:
+        target: runs where it lies.
+        base: the baseline, whose filters are put in.
+        table: the filters of the network.
+        choices: lists of filters (K,), by any key.
+        images: degraded, (C, H, W) or (1, C, H, W).
+        metrics: see ``mask_drop``.
+        progress: called after every image.
+
+    Raises:
+        ImageError: there are no images.
+        WeightsError: base and target are not of one architecture.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise RestoreKitError(f"no metric called {metric!r}; metrics: {', '.join(METRICS)}", "use luma")
+    states = state_of(base), state_of(target)
+    check_same(*states, target)
+    network = copy.deepcopy(target).eval()
+    where = {key: places(table, filters) for key, filters in choices.items()}
+    like = next(network.parameters())
+    drops: dict[Key, dict[Metric, list[float]]] = {key: {metric: [] for metric in metrics} for key in choices}
     with torch.no_grad(), steady(like.device):
         for image in images:
             degraded = (image[None] if image.dim() == 3 else image).to(like)
-            one, other = (gradient_map(restored(network, degraded), metric) for network in (whole, masked))
-            drops.append(float((one - other).square().mean()) * _PER_MILLE)
-    if not drops:
+            output = restored(network, degraded)
+            whole = {metric: gradient_map(output, metric) for metric in metrics}
+            for key, own in where.items():
+                place(network, own, *states, 0.0)
+                output = restored(network, degraded)
+                place(network, own, *states, 1.0)
+                for metric in metrics:
+                    change = (gradient_map(output, metric) - whole[metric]).square().mean()
+                    drops[key][metric].append(float(change) * _PER_MILLE)
+            progress()
+    if not all(found for row in drops.values() for found in row.values()):
         raise ImageError("there are no images to restore", "give at least one")
-    return Drop(tuple(drops))
+    return {key: {metric: Drop(tuple(found)) for metric, found in row.items()} for key, row in drops.items()}
 
 
 def gradient_map(image: Tensor, metric: Metric = "luma") -> Tensor:
