@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -146,13 +147,27 @@ def test_an_interrupted_experiment_ends_with_the_same_figures(experiment, photog
     assert resumed["seeds"]["0"] == results["seeds"]["0"]
 
 
-def test_one_baseline_can_serve_all_seeds(experiment, photographs, tmp_path):
-    spec, _, _, _ = experiment
-    shared = spec.model_copy(update={"shared_baseline": True})
-    reproduce(shared, tmp_path / "run", "cpu")
-    assert not (tmp_path / "run" / "seed-1" / "baseline").exists()
-    target = read_run(tmp_path / "run" / "seed-1" / "target").spec
-    assert target.backbone.weights == str(tmp_path / "run" / "seed-0" / "baseline" / "weights.safetensors")
+def test_one_baseline_can_serve_all_seeds(experiment, tmp_path):
+    spec = experiment[0].model_copy(update={"shared_baseline": True})
+    run = tmp_path / "run"
+
+    def progress(what, done, total):
+        if what == "seed 1: quality":
+            raise StoppedError
+
+    # What the first seed finds is of no interest here.
+    (run / "seed-0").mkdir(parents=True)
+    for name in ("scores", "quality.json", "masking.json", "overlap.json", "blur-order.json"):
+        source = experiment[1] / "seed-0" / name
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, run / "seed-0" / name)
+    for path in (experiment[1] / "seed-0").glob("retraining-*"):
+        shutil.copy(path, run / "seed-0")
+    with pytest.raises(StoppedError):
+        reproduce(spec, run, "cpu", progress=progress)
+    assert not (run / "seed-1" / "baseline").exists()
+    target = read_run(run / "seed-1" / "target").spec
+    assert target.backbone.weights == str(run / "seed-0" / "baseline" / "weights.safetensors")
+    assert target.seed == 1
 
 
 def test_the_page_has_our_figures_beside_the_published(experiment):

@@ -130,7 +130,7 @@ class ExperimentSpec(Spec):
                     "betas": [0.9, 0.99],
                     "warmup": min(100, fit.steps // 10),
                 },
-                "validate_every": max(1, fit.steps // 10),
+                "validate_every": fit.steps // 5 if fit.steps >= 50 else fit.steps,
                 "save_every": max(1, min(500, fit.steps // 4)),
                 "pictures": 2,
                 # The difference of two networks is small: it must not be rounded.
