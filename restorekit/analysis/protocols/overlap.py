@@ -58,7 +58,9 @@ class ImageScorer:
     def __call__(self, degraded: Tensor) -> Tensor:
         """(C, H, W) or (1, C, H, W) -> (F,)."""
         (pair,) = pairs_of(pseudo_pairs(self._model, [degraded]), self._model)
-        return self._walk.score(pair, self._places, self._criterion).scores
+        scores = self._walk.scores()
+        self._walk.score(pair, self._places, self._criterion, scores)
+        return scores
 
 
 @dataclass(frozen=True)
