@@ -1,12 +1,16 @@
 """What the tests of analysis share: small networks in pairs, images, and what tells how a network fails."""
 
 import copy
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from restorekit.contracts import Backbone
 from restorekit.registry import backbones
+
+TOY = Path(__file__).with_name("analysis_toy.safetensors")
 
 # A small network of each family: constructor arguments.
 SMALL = {
@@ -59,3 +63,82 @@ def images(count: int = 2, scale: int = 1, side: int = 16, seed: int = 0, dtype=
         noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
         made.append((degraded, (clean + 0.1 * noise).clamp(0, 1)))
     return made
+
+
+def scenes(count: int, side: int, seed: int) -> torch.Tensor:
+    """Return pictures (B, 3, H, W) of soft ground with hard edges: what cannot be restored by heart."""
+    generator = torch.Generator().manual_seed(seed)
+    ground = torch.rand(count, 3, 4, 4, generator=generator)
+    ground = nn.functional.interpolate(ground, (side, side), mode="bilinear")
+    for picture in ground:
+        for _ in range(6):
+            top, left, height, width = torch.randint(0, side // 2, (4,), generator=generator).tolist()
+            colour = torch.rand(3, 1, 1, generator=generator)
+            picture[:, top : top + height + 2, left : left + width + 2] = colour
+    return ground
+
+
+def striped(clean: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Add vertical stripes two pixels wide."""
+    columns = torch.arange(clean.shape[-1])
+    return clean + 0.06 * ((columns // 2) % 2 * 2.0 - 1)
+
+
+def noisy(clean: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    return clean + 0.15 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def fitted(network: Backbone, steps: int, degrade, seed: int) -> Backbone:
+    """Train a copy for a few seconds; ``degrade`` takes clean pictures and a number."""
+    network = copy.deepcopy(network).train()
+    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+    for step in range(steps):
+        clean = scenes(8, 20, seed * 100_000 + step)
+        loss = (network(degrade(clean, step)) - clean).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return network.eval()
+
+
+def mixed(clean: torch.Tensor, number: int) -> torch.Tensor:
+    """A quarter each of clean, striped, noisy and both."""
+    generator = torch.Generator().manual_seed(number)
+    return torch.stack(
+        [
+            [lambda x: x, striped, lambda x: noisy(x, number), lambda x: noisy(striped(x), number)][
+                int(torch.randint(4, (), generator=generator))
+            ](one[None])[0]
+            for one in clean
+        ]
+    )
+
+
+def trained_toy(seed: int = 0, steps: int = 400) -> tuple[Backbone, Backbone]:
+    """Train a baseline that keeps images, and from it a target that removes stripes and noise."""
+    base = fitted(fresh_toy(seed), steps // 4, lambda clean, step: clean, seed)
+    return base, fitted(base, steps, mixed, seed + 50)
+
+
+def fresh_toy(seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    return backbones["srresnet"].load()(width=12, blocks=2, scale=1).eval()
+
+
+def toy() -> tuple[Backbone, Backbone]:
+    """Return what ``trained_toy`` gave when this file was run as a program."""
+    tensors = load_file(TOY)
+    networks = []
+    for name in ("base", "target"):
+        network = fresh_toy()
+        own = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(name)}
+        network.load_state_dict(own)
+        networks.append(network.eval())
+    return networks[0], networks[1]
+
+
+if __name__ == "__main__":
+    made = zip(("base", "target"), trained_toy(), strict=True)
+    save_file(
+        {f"{name}.{key}": value for name, network in made for key, value in network.state_dict().items()}, TOY
+    )

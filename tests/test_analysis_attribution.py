@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
 from restorekit.analysis.walk import sse
-from restorekit.errors import ImageError, RestoreKitError, WeightsError
+from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
 from restorekit.memory import _LiveBytes
 
@@ -345,6 +345,8 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
         attribute(base, moved(base), pairs, label="x", steps=2, checkpoint=file)
     with pytest.raises(ImageError, match="image 1 is not the image that the checkpoint has at place 1"):
         attribute(base, target, pairs[::-1], label="x", steps=2, checkpoint=file)
+    with pytest.raises(OutputError, match=r"no-such-folder.* cannot be written"):
+        attribute(base, target, pairs, label="x", steps=2, checkpoint=tmp_path / "no-such-folder" / "x.st")
     save_file({"x": torch.zeros(1)}, file)
     with pytest.raises(WeightsError, match="no checkpoint of an attribution"):
         attribute(base, target, pairs, label="x", steps=2, checkpoint=file)

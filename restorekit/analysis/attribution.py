@@ -26,15 +26,15 @@ from restorekit.analysis.pairs import Pair, pairs_of
 from restorekit.analysis.rules import Rule, points
 from restorekit.analysis.walk import (
     Criterion,
-    ImageScores,
     Loss,
     Network,
+    Parts,
     Walk,
     criterion_of,
     mark_of,
     network_of,
 )
-from restorekit.errors import ImageError, WeightsError
+from restorekit.errors import ImageError, OutputError, WeightsError
 from restorekit.files import replacing
 from restorekit.filters import FilterScores, FilterTable, Unit, fingerprint
 
@@ -157,6 +157,7 @@ def attribute(
     Raises:
         ImageError: a pair does not fit; it is named.
         WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
+        OutputError: the checkpoint cannot be written.
         RestoreKitError: no images, nothing differs, or a gradient is not finite: image and weight are named.
     """
     model = network_of(target, base)
@@ -196,7 +197,9 @@ def attribute(
             if progress:
                 progress(done, total * sums.steps)
 
-        sums.add(walk.score(pair, places, criterion, step), mark)
+        if sums.scores is None:
+            sums.scores = walk.scores()
+        sums.add(walk.score(pair, places, criterion, sums.scores, step), mark)
         sums.save(checkpoint)
     if not sums.images:
         raise ImageError("there are no images to attribute with", "give at least one pair")
@@ -251,9 +254,8 @@ class Sums:
         """How many are done."""
         return len(self.marks)
 
-    def add(self, image: ImageScores, mark: str) -> None:
-        """Add what one image says."""
-        self.scores = image.scores if self.scores is None else self.scores.add_(image.scores)
+    def add(self, image: Parts, mark: str) -> None:
+        """Add what one image says; its scores are added already."""
         self.change += image.change
         self.attributed += image.attributed
         self.filters += image.filters
@@ -293,13 +295,24 @@ class Sums:
         return FAIGResult(table, values, "faig", facts["label"], facts["base"], facts["target"], details)
 
     def save(self, path: Path | None) -> None:
-        """Write everything, whole or not at all; floats survive exactly."""
+        """Write everything, whole or not at all; floats survive exactly.
+
+        Raises:
+            OutputError: it cannot be written, for example because the disk is full.
+        """
         if path is None:
             return
         rest = {key: value for key, value in vars(self).items() if key != "scores"}
-        tensors = {} if self.scores is None else {"scores": self.scores}
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"format": _STATE, "sums": json.dumps(rest)})
+        tensors = {"scores": self.scores} if self.scores is not None and self.marks else {}
+        try:
+            with replacing(path) as temporary:
+                save_file(tensors, temporary, {"format": _STATE, "sums": json.dumps(rest)})
+        # The second is what the library makes of the first.
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"{path} cannot be written: {error}",
+                "make room, or name a folder that exists; what was saved before is intact",
+            ) from error
 
     @classmethod
     def resumed(cls, path: Path, facts: dict[str, Any]) -> Self:

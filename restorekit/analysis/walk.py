@@ -58,18 +58,16 @@ def criterion_of(loss: Loss) -> tuple[Criterion, str]:
 
 
 @dataclass(frozen=True)
-class ImageScores:
-    """What one image says.
+class Parts:
+    """What one image says, beside the scores of its filters.
 
     Attributes:
-        scores: of each filter (F,), on the CPU.
         change: loss of the baseline less loss of the target.
         attributed: what all that moves accounts for, signed; equals ``change`` but for the steps.
         filters: the part of it that filters account for.
         others: of each moved tensor without filters (biases, norms): its absolute values summed.
     """
 
-    scores: Tensor
     change: float
     attributed: float
     filters: float
@@ -137,14 +135,16 @@ class Walk:
         pair: Pair,
         places: Sequence[tuple[float, float]],
         criterion: Criterion,
+        into: Tensor | None = None,
         step: Callable[[], None] = lambda: None,
-    ) -> ImageScores:
+    ) -> Parts:
         """Walk the line for one image.
 
         Args:
             pair: the image.
             places: on the line with their weights, as ``rules.points`` gives them.
             criterion: the loss.
+            into: scores of the filters (F,) are added to it, in place; nothing is, where this fails.
             step: called after every place.
 
         Raises:
@@ -167,40 +167,45 @@ class Walk:
                 if self._buffers:
                     buffers += self._of_buffers(pair, criterion, place, weight)
                 step()
-        return self._gathered(pair, base_loss - target_loss, buffers)
+        return self._gathered(pair, base_loss - target_loss, buffers, into)
 
-    def _gathered(self, pair: Pair, change: float, buffers: float) -> ImageScores:
+    def _gathered(self, pair: Pair, change: float, buffers: float, into: Tensor | None) -> Parts:
         """Turn the summed gradients into scores, and drop them."""
+        gradients = {name: value.grad for name, value in self.moved.items() if value.grad is not None}
+        for parameter in self.moved.values():
+            parameter.grad = None
         scored = {tensor.name: tensor for tensor in self.table}
-        scores = torch.zeros(len(self.table), dtype=self._like.dtype)
-        totals: dict[str, Tensor] = {}
         others: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, parameter in self.moved.items():
-                if parameter.grad is None:
-                    continue
-                signed = (self._base[name] - self._target[name]).mul_(parameter.grad)
-                parameter.grad = None
-                totals[name] = signed.sum()
-                if name in scored:
+            # Twice the little work, so that what is not finite never enters the sums.
+            totals = {name: self._parts(name, gradient).sum() for name, gradient in gradients.items()}
+            parts = {name: float(total) for name, total in totals.items()}
+            for name, part in parts.items():
+                if not math.isfinite(part):
+                    raise RestoreKitError(
+                        f"{pair.name}: the gradient of {name} is not finite on the way from target to base",
+                        "leave the image out, or look for a root or a division at zero in the network",
+                    )
+            for name in list(gradients):
+                sizes = self._parts(name, gradients.pop(name)).abs_()
+                if name not in scored:
+                    others[name] = sizes.sum()
+                elif into is not None:
                     first, count = scored[name].offset, scored[name].count
-                    scores[first : first + count] = scored[name].rows(signed.abs_()).sum(1)
-                else:
-                    others[name] = signed.abs_().sum()
-        parts = {name: float(total) for name, total in totals.items()}
-        for name, part in parts.items():
-            if not math.isfinite(part):
-                raise RestoreKitError(
-                    f"{pair.name}: the gradient of {name} is not finite on the way from target to base",
-                    "leave the image out, or look for a root or a division at zero in the network",
-                )
-        return ImageScores(
-            scores,
+                    into[first : first + count] += scored[name].rows(sizes).sum(1).to(into)
+        return Parts(
             change,
             attributed=sum(parts.values()) + buffers,
             filters=sum(part for name, part in parts.items() if name in scored),
             others={name: float(value) for name, value in others.items()},
         )
+
+    def _parts(self, name: str, gradient: Tensor) -> Tensor:
+        return (self._base[name] - self._target[name]).mul_(gradient)
+
+    def scores(self) -> Tensor:
+        """Return zeros (F,) on the CPU, to which scores can be added."""
+        return torch.zeros(len(self.table), dtype=self._like.dtype)
 
     def _place(self, place: float, names: Sequence[str] | None = None) -> None:
         """Move the network, or some tensors of it; both ends are met exactly."""

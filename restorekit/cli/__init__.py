@@ -17,6 +17,7 @@ from restorekit.cli import (
     describe,
     doctor,
     evaluate,
+    faig,
     new_plugin,
     restore,
     train,
@@ -47,6 +48,7 @@ app.command("adapt")(adapt.adapt)
 app.command("new-plugin")(new_plugin.new_plugin)
 app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")
+app.add_typer(faig.app, name="faig")
 
 
 def main() -> None:

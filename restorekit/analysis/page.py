@@ -1,0 +1,204 @@
+"""The page of a reproduction: our figures beside the published ones, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from restorekit.analysis.experiment import LABELS, ExperimentSpec
+from restorekit.analysis.published import (
+    MASKING,
+    MASKING_SET,
+    METHODS,
+    OVERLAP,
+    RETRAINING,
+    UPPER_BOUND,
+    Figure,
+)
+from restorekit.errors import ConfigError
+from restorekit.files import replacing
+
+BEGIN, END = "<!-- faig results: begin -->", "<!-- faig results: end -->"
+
+_NAMES = {"faig": "FAIG", "ig": "IG", "delta": "relative change", "random": "random"}
+_INPUTS = {"clean": "clean", "blur": "blurry", "noise": "noisy"}
+
+
+def render(spec: ExperimentSpec, results: Mapping[str, Any], pictures: str = "") -> str:
+    """Return the page.
+
+    Args:
+        spec: the experiment.
+        results: what ``reproduce`` returned.
+        pictures: what to put before the names of pictures; empty leaves them out.
+    """
+    found = results["summary"]
+    parts = [
+        _setting(spec, results),
+        _masking(spec, found["masking"]["release"]),
+        _retraining(spec, found),
+        _overlap(spec, found["overlap"]),
+        _distribution(found["distribution"], spec),
+    ]
+    if pictures:
+        parts.append(
+            "\n\n".join(
+                [
+                    f"![Where the discovered filters lie]({pictures}map.png)",
+                    *(
+                        f"![{label} filters from the baseline's to beyond the target's]"
+                        f"({pictures}modulation-{label}.png)"
+                        for label in LABELS
+                    ),
+                ]
+            )
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def write_between(page: Path, text: str) -> None:
+    """Put a text between the markers of a page.
+
+    Raises:
+        ConfigError: the page has no markers.
+    """
+    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
+    before, begin, rest = whole.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(str(page), f"has no lines {BEGIN} and {END}", "add them where the figures belong")
+    with replacing(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
+
+
+def _setting(spec: ExperimentSpec, results: Mapping[str, Any]) -> str:
+    quality = results["summary"]["quality"]
+    rows = [
+        [name, *(_shown(quality[name][label], 2) for label in ("clean", *LABELS))]
+        for name in ("baseline", "target")
+    ]
+    tests = spec.evaluation.folder or "photographs held out"
+    return "\n".join(
+        [
+            f"Network: {spec.backbone.name} {dict(spec.backbone.params) or ''}, {len(spec.seeds)} seeds, each"
+            + " with"
+            + (
+                " its own target and one baseline for all."
+                if spec.shared_baseline
+                else " its own baseline and target."
+            ),
+            f"Baseline {spec.baseline.steps} steps of {spec.baseline.batch} patches of {spec.baseline.patch}"
+            f" pixels, target {spec.target.steps} more. PSNR in dB (RGB, 8 bits) on up to"
+            f" {spec.evaluation.count} images of `{Path(tests).name}`:",
+            "",
+            _table(["", "downsampled", "blurry", "noisy"], rows),
+            "",
+            "What differs from the paper: photographs, number of steps and test images (the release trains 1M"
+            " and 100k steps on DIV2K with 64-pixel clean patches); images are reduced by antialiased bicubic"
+            " interpolation, and blurred after instead of before (the two differ by"
+            f" {results['summary']['blur_order']['psnr']['mean']:.1f} dB PSNR). Figures of different networks"
+            " and images do not compare in size; the order of the methods does.",
+        ]
+    )
+
+
+def _masking(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
+    lines = [
+        "**Masking.** The baseline's filters put into the target: mean squared change of gradient maps of the"
+        " output, in thousandths, metric of the release. Rows: input, and what the filters were discovered"
+        " for; a method should be large where the two agree and small where they differ.",
+        "",
+    ]
+    for ratio in spec.ratios:
+        own = found[f"{ratio:g}"]
+        rows = [
+            [f"{_INPUTS[shown]}, {label} filters", *(_shown(own[shown][label][method]) for method in METHODS)]
+            for shown in LABELS
+            for label in LABELS
+        ]
+        for shown in LABELS:
+            known = MASKING[spec.published][shown].get(ratio)
+            if known:
+                rows.append([f"*{_INPUTS[shown]}, published*", *(f"*{_of(figure)}*" for figure in known)])
+        lines += [_table([f"{ratio:.0%} of the filters", *_NAMES.values()], rows), ""]
+    lines.append(f"Published: {MASKING_SET[spec.published]}, slides of the authors.")
+    return "\n".join(lines)
+
+
+def _retraining(spec: ExperimentSpec, summary: Mapping[str, Any]) -> str:
+    found, quality = summary["retraining"], summary["quality"]
+    rows = []
+    for shown in LABELS:
+        for label in LABELS:
+            figures = [_shown(found[label][method][shown], 2) for method in METHODS]
+            rows.append([f"{_INPUTS[shown]}, {label} filters", *figures])
+            for deck, table in RETRAINING.items():
+                known = [f"*{_of(figure)}*" for figure in table[shown][label]]
+                rows.append([f"*{_INPUTS[shown]}, {label} filters, {deck}*", *known])
+    bounds = ", ".join(
+        f"{_INPUTS[label]} {_shown(quality['baseline'][label], 2)} and {_shown(quality['target'][label], 2)}"
+        f" (*target {_of(UPPER_BOUND[label])}*)"
+        for label in LABELS
+    )
+    return "\n".join(
+        [
+            f"**Retraining.** Only {spec.retrain_ratio:.0%} of the baseline's filters trained, on the"
+            f" degradation they were discovered for, {spec.retrain.steps} steps; PSNR in dB.",
+            "",
+            _table(["", *_NAMES.values()], rows),
+            "",
+            f"Baseline and fully trained target: {bounds}. Published figures of two decks of slides, which"
+            " disagree; neither is called the paper's here.",
+        ]
+    )
+
+
+def _overlap(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            label,
+            _shown(found["accuracy"][label], percent=True),
+            f"{_shown(found['thresholds'][label], 2)}",
+            f"*{OVERLAP[label]:.0%}*",
+        ]
+        for label in LABELS
+    ]
+    tested = round(found["tested"]["mean"])
+    return "\n".join(
+        [
+            "**Degradation by overlap score**, without clean images: balanced accuracy on"
+            f" {tested} images, each clean, blurry and noisy; thresholds fitted on {spec.overlap.fit}"
+            " others.",
+            "",
+            _table(["", "accuracy", "threshold", "*published*"], rows),
+            "",
+            "How the published figure finds the filters of an image is not known to us.",
+        ]
+    )
+
+
+def _distribution(found: Mapping[str, Any], spec: ExperimentSpec) -> str:
+    depths = ", ".join(f"{label} {_shown(found[label]['depth'], 2)}" for label in LABELS)
+    return (
+        f"**Distribution.** Mean depth of the top {spec.ratios[0]:.0%} of the filters, 0 the first layer and"
+        f" 1 the last: {depths}. The paper finds deblurring filters in the back part and denoising ones"
+        " everywhere."
+    )
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["-"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _shown(figure: Mapping[str, float], digits: int | None = None, *, percent: bool = False) -> str:
+    if percent:
+        return f"{figure['mean']:.0%} ± {figure['deviation']:.0%}"
+    if digits is None:
+        return f"{figure['mean']:.3g} ± {figure['deviation']:.2g}"
+    return f"{figure['mean']:.{digits}f} ± {figure['deviation']:.{digits}f}"
+
+
+def _of(figure: Figure) -> str:
+    return f"{figure[0]:g} ± {figure[1]:g}"

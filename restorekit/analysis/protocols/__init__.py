@@ -1,0 +1,65 @@
+"""What discovered filters are good for, one experiment of the FAIG paper a file.
+
+They take any list of filters, whatever ranked it; ``substitution`` makes the networks between two networks
+that the others run. Nothing here ranks.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from restorekit.analysis.protocols.distribution import Distribution, distribution_map, distributions
+    from restorekit.analysis.protocols.modulation import SHARES, modulate, strip
+    from restorekit.analysis.protocols.overlap import ImageScorer, OverlapClassifier, fit_overlap
+    from restorekit.analysis.protocols.retraining import retrain
+    from restorekit.analysis.protocols.substitution import Drop, blended, gradient_map, mask_drop, mask_drops
+
+_HOMES = {
+    "Distribution": "distribution",
+    "Drop": "substitution",
+    "ImageScorer": "overlap",
+    "OverlapClassifier": "overlap",
+    "SHARES": "modulation",
+    "blended": "substitution",
+    "distribution_map": "distribution",
+    "distributions": "distribution",
+    "fit_overlap": "overlap",
+    "gradient_map": "substitution",
+    "mask_drop": "substitution",
+    "mask_drops": "substitution",
+    "modulate": "modulation",
+    "retrain": "retraining",
+    "strip": "modulation",
+}
+
+__all__ = [
+    "SHARES",
+    "Distribution",
+    "Drop",
+    "ImageScorer",
+    "OverlapClassifier",
+    "blended",
+    "distribution_map",
+    "distributions",
+    "fit_overlap",
+    "gradient_map",
+    "mask_drop",
+    "mask_drops",
+    "modulate",
+    "retrain",
+    "strip",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'restorekit.analysis.protocols' has no attribute {name!r}")
+    value = getattr(import_module(f"restorekit.analysis.protocols.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

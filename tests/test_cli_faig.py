@@ -1,0 +1,265 @@
+"""``restorekit faig``: from two files of weights to scores, figures and pictures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from analysis_cases import noisy, scenes, toy
+from safetensors.torch import load_file, save_file
+
+from restorekit.analysis import FAIGResult, attribute, contrasted
+from restorekit.analysis.images import FilePairs
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+from restorekit.datasets import find
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.errors import ImageError
+from restorekit.filters import FilterScores
+from restorekit.registry import backbones
+
+RECIPES = {"noise": "name: gaussian\nsigma: 38\n", "blur": "name: gaussian_blur\nstd: 1\n"}
+
+
+def write(images, folder):
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        PIL.Image.fromarray(levels).save(folder / f"{number}.png")
+    return folder
+
+
+def size(picture):
+    with PIL.Image.open(picture) as opened:
+        return opened.size
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """Weights as training exports them, photographs, recipes, and contrasted scores for them."""
+    folder = tmp_path_factory.mktemp("faig")
+    base, target = toy()
+    facts = {COMPONENT_KEY: "srresnet", PARAMS_KEY: json.dumps({"width": 12, "blocks": 2, "scale": 1})}
+    for name, network in (("base", base), ("target", target)):
+        save_file(network.state_dict(), folder / f"{name}.safetensors", facts)
+    clean = scenes(8, 28, 31)
+    write(clean, folder / "clean")
+    write(noisy(clean[:2]), folder / "pairs" / "input")
+    write(clean[:2], folder / "pairs" / "target")
+    for name, text in RECIPES.items():
+        (folder / f"{name}.yaml").write_text(text)
+    found = {}
+    for label in RECIPES:
+        recipe = RecipeSpec.model_validate(
+            {"name": "gaussian", "sigma": 38} if label == "noise" else "gaussian_blur"
+        )
+        pairs = FilePairs.of(find(folder / "clean"), target, recipe, limit=3)
+        found[label] = attribute(base, target, pairs, label=label, steps=8)
+    for label, scores in contrasted(found).items():
+        scores.save(folder / f"{label}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def nets(site):
+    return "--base", site / "base.safetensors", "--target", site / "target.safetensors"
+
+
+def test_an_attribution_is_that_of_the_library(run, site, nets, tmp_path):
+    out_file = tmp_path / "noise.safetensors"
+    words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--limit", 2, "--steps", 4)
+    code, out, err = run("faig", "attribute", *nets, *words, "-o", out_file)
+    assert code == 0, err
+    assert "noise: 2 images, 4 steps each, completeness error" in out and "8 clean images" in err
+    base, target = toy()
+    pairs = FilePairs.of(
+        find(site / "clean"), target, RecipeSpec.model_validate({"name": "gaussian", "sigma": 38})
+    )
+    expected = attribute(base, target, list(pairs)[:2], label="noise", steps=4)
+    found = FAIGResult.load(out_file)
+    torch.testing.assert_close(found.values, expected.values)
+    assert found.label == "noise" and found.base == expected.base and found.steps == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.safetensors"]
+
+
+def test_pairs_are_attributed_as_they_lie_and_json_tells_all(run, site, nets, tmp_path):
+    out_file = tmp_path / "real.safetensors"
+    words = ("--data", site / "pairs", "--label", "real", "--release", "--crop", 16, "--json")
+    code, out, err = run("faig", "attribute", *nets, *words, "-o", out_file)
+    facts = json.loads(out)
+    assert code == 0 and facts["label"] == "real" and (facts["rule"], facts["steps"]) == ("left", 100), err
+    assert facts["images"] == 2 and facts["filters"] == len(FilterScores.load(out_file).values)
+    assert facts["completeness"]["error"] < 0.02 and "unattributed" in facts["completeness"]
+
+
+def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, tmp_path, monkeypatch):
+    out_file = tmp_path / "noise.safetensors"
+    words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--limit", 3, "--steps", 2)
+    whole = tmp_path / "whole.safetensors"
+    assert run("faig", "attribute", *nets, *words, "-o", whole)[0] == 0
+    read = FilePairs.pair
+
+    def cut_off(self, sample):
+        if sample.name == "2.png":
+            raise ImageError("the cable was pulled")
+        return read(self, sample)
+
+    monkeypatch.setattr(FilePairs, "pair", cut_off)
+    assert run("faig", "attribute", *nets, *words, "-o", out_file)[0] == 2
+    monkeypatch.undo()
+    code, _, err = run("faig", "attribute", *nets, *words, "-o", out_file)
+    assert code == 2 and "noise.partial.safetensors is an attribution that was interrupted" in err
+    code, _, err = run("faig", "attribute", *nets, *words, "-o", out_file, "--resume")
+    assert code == 0, err
+    assert torch.equal(FAIGResult.load(whole).values, FAIGResult.load(out_file).values)
+    assert not list(tmp_path.glob("*.partial.*"))
+
+
+@pytest.mark.parametrize("method", ["ig", "delta", "gradxdelta", "random"])
+def test_other_methods_rank_too(run, site, nets, tmp_path, method):
+    out_file = tmp_path / "x.safetensors"
+    data = ("--data", site / "clean", "--degrade", "gaussian", "--limit", 1, "--steps", 2)
+    words = data if method in ("ig", "gradxdelta") else ("--label", "gaussian")
+    code, _, err = run("faig", "rank", method, *nets, *words, "-o", out_file)
+    assert code == 0, err
+    found = FilterScores.load(out_file)
+    assert (found.method, found.label) == (method, "gaussian") and found.values.std() > 0
+
+
+def test_a_contrast_is_written_from_files(run, site, nets, tmp_path):
+    for label in RECIPES:
+        words = ("--data", site / "clean", "--degrade", site / f"{label}.yaml", "--limit", 1, "--steps", 2)
+        assert run("faig", "attribute", *nets, *words, "-o", tmp_path / f"{label}.safetensors")[0] == 0
+    one, other = (tmp_path / f"{label}.safetensors" for label in ("noise", "blur"))
+    code, _, err = run("faig", "contrast", one, other, "-o", tmp_path / "c.safetensors")
+    assert code == 0, err
+    found = FilterScores.load(tmp_path / "c.safetensors")
+    torch.testing.assert_close(found.values, FilterScores.load(one).values - FilterScores.load(other).values)
+    assert found.details["minus"]["labels"] == ["blur"]
+
+
+def test_inspect_shows_layers_and_facts(run, site):
+    code, out, _ = run("faig", "inspect", site / "noise.safetensors", "--layers", 3)
+    assert code == 0 and "noise by faig: 792 filters, unit kernel" in out and "not in filters" in out
+    assert sum("█" in line for line in out.splitlines()) == 3
+    code, out, _ = run("faig", "inspect", site / "noise.safetensors", "--json", "--ratio", 0.05)
+    facts = json.loads(out)
+    assert sum(row["chosen"] for row in facts["layers"].values()) == 39 == int(792 * 0.05)
+    assert sum(row["share"] for row in facts["layers"].values()) == pytest.approx(1)
+
+
+def test_mask_drop_tells_discovered_filters_from_random_ones(run, site, nets):
+    words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--ratio", 0.02, "--limit", 4)
+    scores = site / "noise.safetensors"
+    code, out, err = run("faig", "mask-drop", scores, *nets, *words, "--json")
+    assert code == 0, err
+    rows = json.loads(out)["rows"]
+    ours = next(row for row in rows if row["method"] == "faig")
+    chances = [row["drop"] for row in rows if row["method"] == "random"]
+    assert len(chances) == 3 and ours["drop"] > 3 * max(chances) and ours["filters"] == 15
+    assert len(ours["per_image"]) == 4 and ours["drop"] == pytest.approx(np.mean(ours["per_image"]))
+    code, out, _ = run("faig", "mask-drop", scores, *nets, *words, "--metric", "release", "--random", 0)
+    assert code == 0 and "release gradient maps of 4 images" in out and "random" not in out
+
+
+def test_retrained_weights_load_as_any_others(run, site, tmp_path):
+    out_file = tmp_path / "weights.safetensors"
+    words = ("--base", site / "base.safetensors", "--data", site / "clean", "--degrade", "gaussian/severe")
+    numbers = ("--ratio", 0.05, "--steps", 2, "--batch", 2, "--patch", 8, "--json")
+    code, out, err = run("faig", "retrain", site / "noise.safetensors", *words, *numbers, "-o", out_file)
+    assert code == 0, err
+    facts = json.loads(out)
+    before, after = load_file(site / "base.safetensors"), load_file(out_file)
+    changed = sum(int((after[name] != value).sum()) for name, value in before.items())
+    assert changed == facts["parameters"] == 39 * 9
+    network = backbones["srresnet"].load()(width=12, blocks=2, scale=1)
+    network.load_state_dict(after)
+    words = ("--base", out_file, "--target", site / "target.safetensors", "--label", "x")
+    assert run("faig", "rank", "delta", *words, "-o", tmp_path / "delta.safetensors")[0] == 0
+
+
+def test_a_strip_and_a_map_are_drawn(run, site, nets, tmp_path):
+    picture = tmp_path / "strip.png"
+    words = (site / "noise.safetensors", site / "pairs" / "input" / "0.png", *nets, "--shares", "0,1,1.5")
+    code, _, err = run("faig", "modulate", *words, "--crop", 20, "-o", picture)
+    assert code == 0, err
+    assert size(picture) == (3 * 24 - 4, 42)
+    files = (site / "noise.safetensors", site / "blur.safetensors")
+    code, out, err = run("faig", "map", *files, "-o", tmp_path / "map.png")
+    assert code == 0 and "noise (faig)" in out and "blur (faig)" in out, err
+    assert size(tmp_path / "map.png")[0] > 900
+    code, out, _ = run("faig", "map", *files, "-o", tmp_path / "map.png", "--json", "--overwrite")
+    assert code == 0 and 0 <= json.loads(out)["noise (faig)"]["depth"] <= 1
+
+
+def test_overlap_names_degradations(run, site, nets):
+    files = (site / "noise.safetensors", site / "blur.safetensors")
+    recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")
+    counts = ("--reference", 2, "--fit", 3, "--ratio", 0.05, "--steps", 4)
+    image = ("--image", site / "pairs" / "input" / "1.png")
+    code, out, err = run(
+        "faig", "overlap", *files, *nets, "--data", site / "clean", *recipes, *counts, *image, "--json"
+    )
+    assert code == 0, err
+    facts = json.loads(out)
+    # The toy was never trained on blur: only noise can be told.
+    assert facts["accuracy"]["noise"] >= 0.8 and facts["tested"] == 3
+    (named,) = facts["images"].values()
+    assert "noise" in named["degradations"] and named["overlaps"]["noise"] > facts["thresholds"]["noise"]
+
+
+def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):
+    out_file = tmp_path / "x.safetensors"
+    clean, scores = ("--data", site / "clean"), site / "noise.safetensors"
+    noise = ("--degrade", "gaussian")
+    for words, message in (
+        (("attribute", *nets, *clean, "--label", "x", "-o", out_file), "holds clean images and no degraded"),
+        (("attribute", *nets, *clean, "-o", out_file), "--label: is missing"),
+        (("attribute", *nets, *clean, *noise, "-o", scores), "exists"),
+        (("attribute", *nets, *clean, *noise, "-o", out_file, "--steps", "many"), "neither auto nor"),
+        (("attribute", *nets, *clean, *noise, "-o", out_file, "--crop", 99), "smaller than a crop of 99"),
+        (("attribute", *nets, *clean, "--degrade", "gausian", "-o", out_file), "did you mean 'gaussian'"),
+        (("rank", "ig", *nets, *noise, "-o", out_file), "ig looks at images"),
+        (("mask-drop", scores, *nets, *clean, "-b", "srcnn"), "srcnn takes no 'width'"),
+        (("modulate", scores, site / "clean" / "0.png", *nets, "--shares", "a", "-o", out_file), "no grid"),
+        (("overlap", scores, *nets, *clean, "--degrade", "blur=gaussian_blur"), "labels are blur"),
+        (("overlap", scores, *nets, *clean, "--degrade", "gaussian"), "has no label"),
+        (("overlap", scores, *nets, *clean, "--degrade", "noise=gaussian"), "8 images leave none"),
+        (("inspect", site / "base.safetensors"), "not 'restorekit.filter-scores/1'"),
+    ):
+        code, out, err = run("faig", *words)
+        assert code == 2 and message in err and not out, (words, err)
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(site / "base.safetensors"), bare)
+    code, _, err = run("faig", "rank", "delta", "--base", bare, *nets[2:], "--label", "x", "-o", out_file)
+    assert code == 2 and "does not say which backbone" in err
+    assert not out_file.exists()
+
+
+def test_scores_of_another_network_are_refused(run, site, tmp_path):
+    other = backbones["srresnet"].load()(width=8, blocks=2, scale=1)
+    facts = {COMPONENT_KEY: "srresnet", PARAMS_KEY: json.dumps({"width": 8, "blocks": 2, "scale": 1})}
+    save_file(other.state_dict(), tmp_path / "other.safetensors", facts)
+    words = ("--base", tmp_path / "other.safetensors", "--target", tmp_path / "other.safetensors")
+    data = ("--data", site / "clean", "--degrade", "gaussian")
+    code, _, err = run("faig", "mask-drop", site / "noise.safetensors", *words, *data)
+    assert code == 2 and "its filters are of another network: conv_first.weight" in err
+
+
+def test_enlarging_networks_get_reduced_images_and_clean_ones_of_the_right_size(site, tmp_path):
+    write(torch.rand(1, 3, 21, 27), tmp_path / "odd")
+    network = backbones["srcnn"].load()(widths=[4], scale=2)
+    blur = RecipeSpec.model_validate("gaussian_blur")
+    (pair,) = FilePairs.of(find(tmp_path / "odd"), network, blur)
+    assert pair.degraded.shape == (1, 3, 10, 13) and pair.clean.shape == (1, 3, 20, 26)
+    both = {"chain": ["gaussian_blur", {"name": "downscale", "factor": 2}]}
+    (own,) = FilePairs.of(find(tmp_path / "odd"), network, RecipeSpec.model_validate(both))
+    assert own.degraded.shape == (1, 3, 10, 13) and not torch.equal(own.degraded, pair.degraded)
+    (cut,) = FilePairs.of(find(tmp_path / "odd"), network, blur, crop=4)
+    assert torch.equal(cut.degraded, pair.degraded[..., 3:7, 4:8])
+    assert torch.equal(cut.clean, pair.clean[..., 6:14, 8:16])
+    gray = backbones["srcnn"].load()(channels=1, widths=[4], scale=1)
+    (pair,) = FilePairs.of(find(tmp_path / "odd"), gray, blur)
+    assert pair.clean.shape == (1, 1, 21, 27)
