@@ -25,6 +25,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from restorekit.catalog import Checkpoint, Pretrained
 from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
 from restorekit.errors import ContractError
+from restorekit.frozen import FrozenPrior
 from restorekit.licences import Grade, grade
 from restorekit.memory import memory_per_pixel
 from restorekit.registry import adapters, backbones, priors, refiners
@@ -120,6 +121,10 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
 def check_prior(cls: type[Prior], **params: Any) -> None:
     """Check that a prior is frozen, and that its features have the declared size and depend on the image.
 
+    Of a ``FrozenPrior`` also that it takes gray images, that checkpoints of its owner hold nothing of it,
+    that it keeps its precision, that it can be built without memory, and that gradients reach the image when
+    they are wanted.
+
     Args:
         cls: the class.
         params: constructor arguments; choose a small model without pretrained weights.
@@ -135,18 +140,56 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
         prior.train()
         training = [key or "the prior" for key, module in prior.named_modules() if module.training]
         _require(not training, f"{name} leaves eval mode: {_some(training)} follows train()")
-        images = _images(3, 64, 96)
-        first: PriorFeatures = prior(images)
-        shape, stated = tuple(first.glob.shape), (2, prior.features)
-        _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
-        _check_call(f"{name} (global features)", lambda x: prior(x).glob, images)
-        same = torch.equal(first.glob[0], first.glob[1])
-        _require(not same, f"{name} says the same of two different images")
-        if first.dense is not None:
-            shape = tuple(first.dense.shape)
-            stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
-            _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
-            _check_call(f"{name} (dense features)", lambda x: prior(x).dense, images)
+        for height, width in ((64, 96), (64, 64), (101, 67)):
+            _check_features(name, prior, _images(3, height, width))
+        if isinstance(prior, FrozenPrior):
+            _check_frozen(cls, params, prior)
+
+
+def _check_features(name: str, prior: Prior, images: Tensor) -> None:
+    first: PriorFeatures = prior(images)
+    shape, stated = tuple(first.glob.shape), (2, prior.features)
+    _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
+    _check_call(f"{name} (global features)", lambda x: prior(x).glob, images)
+    same = torch.equal(first.glob[0], first.glob[1])
+    _require(not same, f"{name} says the same of two different images")
+    if first.dense is not None:
+        shape = tuple(first.dense.shape)
+        stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
+        _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
+        _check_call(f"{name} (dense features)", lambda x: prior(x).dense, images)
+
+
+def _check_frozen(cls: type[Prior], params: dict[str, Any], prior: FrozenPrior) -> None:
+    name, images = cls.__name__, _images(3, 96, 72)
+    expected = prior(images).glob
+    _require(expected.dtype == torch.float32, f"{name} returns {expected.dtype}, not float32")
+    gray = prior(images[:, :1]).glob
+    _require_close(
+        prior(images[:, :1].expand(-1, 3, -1, -1)).glob, gray, f"{name} takes gray for another image"
+    )
+    owner = nn.ModuleDict({"prior": prior, "rest": nn.Linear(2, 2)})
+    state = owner.state_dict()
+    _require(set(state) == {"rest.weight", "rest.bias"}, f"checkpoints hold {name}: {_some(list(state))}")
+    owner.load_state_dict(state)
+    _require_close(prior(images).glob, expected, f"{name} is changed by a checkpoint of its owner")
+    owner.half().float()
+    _require(torch.equal(prior(images).glob, expected), f"{name} loses precision with its owner")
+    _require(bool(re.fullmatch(r"[0-9a-f]{16,}", prior.fingerprint)), f"{name} has no fingerprint")
+    _require(cls(**params).fingerprint == prior.fingerprint, f"the fingerprint of {name} changes")
+    with torch.device("meta"):
+        empty = cls(**params)
+    real = [key for key, tensor in empty.named_parameters() if not tensor.is_meta]
+    _require(not real, f"{name} built on the meta device still allocates {_some(real)}")
+    _require(empty.features == prior.features, f"{name} states another width on the meta device")
+    with torch.enable_grad():
+        asking = images.clone().requires_grad_()
+        glob = prior(asking).glob
+        _require(glob.requires_grad == prior.differentiable, f"{name} mistakes whether gradients are wanted")
+        if prior.differentiable:
+            (gradient,) = torch.autograd.grad(glob[:, 0].sum(), asking)
+            reaches = bool(gradient.isfinite().all()) and bool(gradient.abs().amax() > 0)
+            _require(reaches, f"{name} passes no finite gradient on to the image")
 
 
 def check_weights(item: Pretrained) -> None:
