@@ -2,8 +2,9 @@
 
 A reference is written ``hub:owner/repository``, with ``@revision`` if need be; ``dir:FOLDER``, laid out as
 the hub's repository is; ``file:FILE``, one file of weights; ``package:MODULE/FILE``, a file that an installed
-package brings; the tag of declared weights; or the plain path of a folder or file that exists. Files are taken
-one by one, so that nothing is downloaded that is not needed. Needs no torch; reading tensors is frozen.py.
+package brings; the tag of declared weights; or the plain path of a folder or file that exists. Files are
+taken one by one, so that nothing is downloaded that is not needed. Needs no torch; reading tensors is
+frozen.py.
 """
 
 from __future__ import annotations
