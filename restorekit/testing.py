@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from restorekit.catalog import Checkpoint, Pretrained
 from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
@@ -150,14 +150,20 @@ def _check_features(name: str, prior: Prior, images: Tensor) -> None:
     first: PriorFeatures = prior(images)
     shape, stated = tuple(first.glob.shape), (2, prior.features)
     _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
-    _check_call(f"{name} (global features)", lambda x: prior(x).glob, images)
     same = _close(first.glob[0], first.glob[1])
     _require(not same, f"{name} says the same of two different images")
     if first.dense is not None:
         shape = tuple(first.dense.shape)
         stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
         _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
-        _check_call(f"{name} (dense features)", lambda x: prior(x).dense, images)
+
+    def run(x: Tensor) -> Tensor:
+        said: PriorFeatures = prior(x)
+        # Of one length, so that neither hides a difference in the other.
+        parts = [said.glob] if said.dense is None else [said.glob, said.dense.flatten(1)]
+        return torch.cat([normalize(part, dim=1) for part in parts], 1)
+
+    _check_call(name, run, images)
 
 
 def _check_frozen(cls: type[Prior], params: dict[str, Any], prior: FrozenPrior) -> None:

@@ -1,6 +1,6 @@
 """BLIP-2's image tower and Q-Former: what a language model would be told of an image.
 
-transformers is imported when a prior is built, never before. Shapes as in restorekit.contracts; ``Q`` queries.
+transformers is imported when a prior is built, never before. Shapes as in restorekit.contracts.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def _renamed(network: Any, path: Path) -> dict[str, Tensor]:
     found = [tuple(value.shape) for value in tensors.values()]
     if shapes != found:
         raise WeightsError(
-            f"{path} has {len(found)} tensors, not of the shapes and in the order of the model's {len(shapes)}",
+            f"{path} has {len(found)} tensors that do not match the {len(shapes)} of the model in order",
             "leave in_order out, or name the model that the file is of",
         )
     return dict(zip(own, tensors.values(), strict=True))
