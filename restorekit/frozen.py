@@ -32,8 +32,6 @@ from restorekit.weights import read_tensors
 SizeMode = Literal["squash", "long", "dynamic"]
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Longest side of what a network of any size is given, unless it is told otherwise.
-LONGEST = 1024
 
 
 class FrozenPrior(Prior):
@@ -54,6 +52,8 @@ class FrozenPrior(Prior):
         ConfigError: the mode, the size or the dtype is none.
     """
 
+    # Longest side of what a network of any size is given, unless it is told otherwise.
+    longest = 1024
     # What a library built: its attributes are its own.
     network: Any
     mean: Tensor
@@ -100,7 +100,7 @@ class FrozenPrior(Prior):
         """
         self.features, self.multiple = features, multiple
         if self.size is None:
-            self.size = LONGEST if self.mode == "dynamic" else native
+            self.size = self.longest if self.mode == "dynamic" else native
         # Kept out of checkpoints, and in float32 whatever the network's precision is.
         self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)

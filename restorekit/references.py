@@ -32,13 +32,15 @@ class Source:
 
     Args:
         reference: as above, with its prefix.
+        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
 
     Raises:
         WeightsError: it is no reference, or the folder, file or package does not exist.
     """
 
-    def __init__(self, reference: str) -> None:
+    def __init__(self, reference: str, *, offline: bool | None = None) -> None:
         self.reference = reference
+        self._offline = is_offline() if offline is None else offline
         self.taken: dict[str, Path] = {}
         self._folder: Path | None = None
         self._file: Path | None = None
@@ -116,9 +118,9 @@ class Source:
     def _first(self, names: Iterable[str]) -> tuple[str, Path] | None:
         for name in names:
             path = self._local(name)
-            if path is None and self._repository and not is_offline():
+            if path is None and self._repository and not self._offline:
                 try:
-                    path = hub_file(self._repository, name, self._revision or None)
+                    path = hub_file(self._repository, name, self._revision or None, offline=False)
                 except MissingOnHubError:
                     continue
             if path is not None:
@@ -143,7 +145,7 @@ class Source:
             return WeightsError(
                 f"{self._folder} has no {expected}", "copy it there from the model's repository"
             )
-        if is_offline():
+        if self._offline:
             return OfflineError(
                 f"{self.reference} has no {expected} on this machine and downloads are off (offline)",
                 "go online once; or fetch the files elsewhere into a folder, and give it as dir:FOLDER",
@@ -178,15 +180,30 @@ def source(reference: str, declared: Iterable[Pretrained] = ()) -> Source:
     )
 
 
-def fetch(item: Pretrained) -> list[Path]:
+def fetch(item: Pretrained, *, offline: bool | None = None) -> list[Path]:
     """Bring everything that declared weights need to this machine, and nothing else.
+
+    Args:
+        item: with a reference.
+        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
 
     Raises:
         OfflineError: it is not here, and downloads are forbidden.
         WeightsError: it cannot be had.
     """
-    place = Source(item.reference)
+    place = Source(item.reference, offline=offline)
+    if place.file is not None:
+        return [place.file]
     return [path for need in item.needs for path in place.take(need)]
+
+
+def state(item: Pretrained) -> str:
+    """Return ``here``, ``remote``, or ``by hand`` where a package has to be installed."""
+    try:
+        place = Source(item.reference)
+    except WeightsError:
+        return "by hand"
+    return "here" if place.file is not None or place.is_here(item.needs) else "remote"
 
 
 def sha256(path: Path) -> str:

@@ -215,19 +215,30 @@ def check_weights(item: Pretrained) -> None:
     name = f"weights {item.name}"
     _require(bool(re.fullmatch(r"[a-z0-9][a-z0-9._-]*", item.tag)), f"{name}: {item.tag!r} is no tag")
     _require(bool(item.task and item.source), f"{name} say no task or no source")
-    _require(grade(item.licence) > Grade.UNKNOWN, f"{name}: {item.licence!r} is no known SPDX expression")
+    # Of models that others publish a name for the terms is the most that there is.
+    named = bool(item.reference) and item.licence.startswith("LicenseRef-")
+    known = named or grade(item.licence) > Grade.UNKNOWN
+    _require(known, f"{name}: {item.licence!r} is no known SPDX expression")
     stated = item.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", item.sha256)
     _require(bool(stated), f"{name}: {item.sha256!r} is no sha256 in hexadecimal")
     _require(
         item.file is None or (item.file.is_file() and item.sha256 is not None),
         f"{name}: the bundled file is missing, or has no declared sha256",
     )
-    _require(bool(item.file or item.urls or item.filename), f"{name} cannot be got from anywhere")
+    somewhere = item.file or item.urls or item.filename or item.reference
+    _require(bool(somewhere), f"{name} cannot be got from anywhere")
     registry = next(
         (book for book in (backbones, adapters, refiners, priors) if item.component in book), None
     )
     if registry is None:
         raise ContractError(f"{name}: no installed component is called {item.component!r}")
+    if item.reference:
+        known_params = inspect.signature(registry[item.component].load()).parameters
+        strange = [key for key in item.params if key not in known_params]
+        _require(not strange, f"{name}: {item.component} takes no {_some(strange)}")
+        whole = bool(item.needs) or not item.reference.startswith("hub:")
+        _require(whole, f"{name} do not say which files of {item.reference} are needed")
+        return
     with torch.device("meta"):
         try:
             network: nn.Module = registry[item.component].load()(**item.params)

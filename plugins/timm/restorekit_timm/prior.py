@@ -128,7 +128,8 @@ def _description(place: Source, model: str | None, timm: Any) -> tuple[str, dict
             raise ConfigError(
                 "params.model", f"timm has no {architecture!r}", near(architecture, timm.list_models())
             )
-        if place.file is not None or not place.has(CONFIG):
+        # Weights that timm knows by a tag it describes itself.
+        if place.file is not None or "." in model or not place.has(CONFIG):
             return model, {}, {}
     if place.file is not None:
         raise ConfigError("params.model", f"{place.file} cannot tell its architecture", "write model: NAME")
