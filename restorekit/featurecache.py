@@ -1,9 +1,9 @@
 """Features of priors that were computed before: in memory, and in files that survive the process.
 
-Only what repeats is worth keeping: images of an evaluation, validation patches, fixed pairs. Patches that are
-degraded or cut anew in every step never come back; and features of a mirrored image are not mirrored features.
-A key is made of the image's values and of the prior's fingerprint and library, so that nothing has to be
-cleared when either changes.
+Only what repeats is worth keeping: images of an evaluation, validation patches, fixed pairs. Patches that
+are degraded or cut anew in every step never come back; and features of a mirrored image are not mirrored
+features. A key is made of the image's values and of the prior's fingerprint and library, so that nothing has
+to be cleared when either changes.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class CachedPrior(Prior):
             )
         self.prior = prior
         self.features, self.library = prior.features, prior.library
-        self.in_memory, self.half, self.dense = in_memory, half, dense
+        self.in_memory, self._half, self.dense = in_memory, half, dense
         self.computed = 0
         self._recent: OrderedDict[str, PriorFeatures] = OrderedDict()
         marks = (prior.fingerprint, prior.library, "dense" if dense else "", "half" if half else "")
@@ -119,7 +119,7 @@ class CachedPrior(Prior):
 
     def _keep(self, key: str, features: PriorFeatures) -> PriorFeatures:
         parts = {"glob": features.glob} | ({"dense": features.dense} if features.dense is not None else {})
-        if self.half:
+        if self._half:
             parts = {name: value.half() for name, value in parts.items()}
         if self.folder is not None:
             path = self._path(key)
@@ -142,7 +142,7 @@ def _key(image: Tensor) -> str:
     """Return the hash of an image (C, H, W): its values, shape and type."""
     plain = image.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{plain.dtype} {tuple(plain.shape)}".encode(), digest_size=20)
-    digest.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
