@@ -27,6 +27,8 @@ HEADER_LIMIT = 100_000_000
 PARAMS_KEY, COMPONENT_KEY, LICENCE_KEY = "restorekit.params", "restorekit.component", "license"
 # How a reference to a file on the model hub begins.
 HUB = "hf://"
+# How the default weights of a prior are named.
+_PRIOR = "prior:"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,20 @@ class Figure:
     psnr: float
     ssim: float | None = None
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Need:
+    """One file that a pretrained model of several files needs.
+
+    Attributes:
+        names: what it may be called, best first; one of them is enough. A name that ends in ``.index.json``
+            stands for the shards that it lists.
+        tensors: of shards, only those are needed that hold tensors whose names begin so; all when empty.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +86,10 @@ class Pretrained:
         parameters: how many values it holds.
         memory_per_pixel: bytes of working memory for each pixel that is run at a time, in float32.
         figures: what its publisher measured.
+        reference: of a model of several files, as a prior takes it (``hub:owner/repository``, references.py);
+            it has no ``urls`` then, and the files are kept in the hub's cache.
+        needs: which of these files are used; nothing else is downloaded.
+        default: whether the prior uses it when it is told nothing.
     """
 
     component: str
@@ -87,6 +107,9 @@ class Pretrained:
     parameters: int | None = None
     memory_per_pixel: int | None = None
     figures: tuple[Figure, ...] = ()
+    reference: str = ""
+    needs: tuple[Need, ...] = ()
+    default: bool = False
 
     @property
     def name(self) -> str:
@@ -282,12 +305,23 @@ def find(component: str, reference: str) -> Checkpoint:
 
 
 def by_name(name: str) -> Pretrained:
-    """Return declared weights by ``component/tag``.
+    """Return declared weights by ``component/tag``; ``prior:NAME`` are those that a prior uses by default.
 
     Raises:
         WeightsError: nothing is declared under that name; with near names.
     """
     known = {item.name: item for item in declared()}
+    if name.startswith(_PRIOR):
+        component = name.removeprefix(_PRIOR)
+        own = [item for item in known.values() if item.component == component]
+        if default := next((item for item in own if item.default), None):
+            return default
+        raise WeightsError(
+            f"prior {component!r} has no weights that it uses by default",
+            f"name one of {', '.join(item.name for item in own)}"
+            if own
+            else "`restorekit weights list` prints every name",
+        )
     if name not in known:
         raise WeightsError(
             f"no weights are called {name!r}",

@@ -204,9 +204,23 @@ class PriorFeatures:
 
 
 class Prior(nn.Module, ABC):
-    """A frozen pretrained model that describes an image: no gradients, always in eval mode."""
+    """A frozen pretrained model that describes an image: no gradients, always in eval mode.
+
+    Attributes:
+        features: F, the width of what it says of a whole image.
+        library: what computes it, with its version; features of two versions are not kept in one cache.
+    """
 
     features: int
+    library: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What its features depend on (weights and arguments), as a short hash; empty where it cannot tell.
+
+        Two priors of one fingerprint describe an image alike; without one, features are never kept.
+        """
+        return ""
 
     @abstractmethod
     def forward(self, image: Tensor) -> PriorFeatures:

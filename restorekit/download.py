@@ -22,7 +22,12 @@ from pathlib import Path
 import requests
 from filelock import FileLock
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+)
 
 from restorekit.cache import Pin, Pins, is_offline
 from restorekit.catalog import HEADER_LIMIT, HUB, Checkpoint, Pretrained
@@ -236,8 +241,53 @@ def _first_byte(answer: requests.Response) -> int:
     return int(found[1]) if found else -1
 
 
+def hub_file(
+    repository: str, filename: str, revision: str | None = None, *, offline: bool | None = None
+) -> Path:
+    """Return a file of the model hub, from its cache or downloaded into it.
+
+    Args:
+        repository: owner/name.
+        filename: path inside it.
+        revision: branch, tag or commit.
+        offline: look into the cache alone; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+
+    Raises:
+        MissingOnHubError: the repository has no such file.
+        OfflineError: it is not in the cache and downloads are forbidden.
+        WeightsError: it cannot be downloaded.
+    """
+    forbidden = is_offline() if offline is None else offline
+    reference = f"{HUB}{repository}/{filename}" + (f"@{revision}" if revision else "")
+    try:
+        return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=forbidden))
+    except LocalEntryNotFoundError as error:
+        kind = OfflineError if forbidden else WeightsError
+        raise kind(
+            f"{reference} is not in the hub's cache and cannot be downloaded"
+            + (" (offline)" if forbidden else f": {_short(error)}"),
+            "go online once, or fill the cache elsewhere and point HF_HOME to it",
+        ) from error
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"{reference} is behind terms that its publisher asks to accept",
+            "accept them on the page of the repository, and log in with `hf auth login`",
+        ) from error
+    except EntryNotFoundError as error:
+        raise MissingOnHubError(
+            f"{reference} does not exist", "check owner, repository, file and revision"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{reference} cannot be downloaded: {_short(error)}", "check owner, repository, file and revision"
+        ) from error
+
+
+class MissingOnHubError(WeightsError):
+    """The hub answered, and the repository has no file of that name."""
+
+
 def _from_hub(reference: str, offline: bool) -> Path:
-    """Return a file of the model hub, from its cache or downloaded into it."""
     path, _, revision = reference.removeprefix(HUB).partition("@")
     owner, _, rest = path.partition("/")
     repository, _, filename = rest.partition("/")
@@ -246,23 +296,7 @@ def _from_hub(reference: str, offline: bool) -> Path:
             f"{reference!r} is no hub reference",
             "write hf://owner/repository/file, with @revision if need be",
         )
-    try:
-        return Path(
-            hf_hub_download(
-                f"{owner}/{repository}", filename, revision=revision or None, local_files_only=offline
-            )
-        )
-    except LocalEntryNotFoundError as error:
-        kind = OfflineError if offline else WeightsError
-        raise kind(
-            f"{reference} is not in the hub's cache and cannot be downloaded"
-            + (" (offline)" if offline else f": {_short(error)}"),
-            "go online once, or fill the cache elsewhere and point HF_HOME to it",
-        ) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{reference} cannot be downloaded: {_short(error)}", "check owner, repository, file and revision"
-        ) from error
+    return hub_file(f"{owner}/{repository}", filename, revision or None, offline=offline)
 
 
 def _make_room(item: Pretrained, target: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from restorekit import registry
-from restorekit.catalog import Checkpoint, find
+from restorekit.catalog import Checkpoint, declared, find
 from restorekit.config import ComponentRef, PipelineSpec, RefineSpec, RestoreSpec
 from restorekit.registry import Entry
 
@@ -42,8 +42,18 @@ class Part:
         """What of it has which licence, as SPDX expressions: the code, and the weights."""
         code = (f"{self.kind} {self.entry.name}", self.entry.licence or "unknown")
         if self.checkpoint is None:
-            return (code,)
+            return (code, *self._pretrained)
         return (code, (f"weights {self.checkpoint.name}", self.checkpoint.licence))
+
+    @property
+    def _pretrained(self) -> tuple[tuple[str, str], ...]:
+        """What is known of the model that a prior reads by itself, as its argument ``reference`` says."""
+        known = [item for item in declared() if item.reference and item.component == self.entry.name]
+        wanted = self.params.get("reference", next((item.tag for item in known if item.default), None))
+        if self.kind != "prior" or not known or wanted is None:
+            return ()
+        licence = next((i.licence for i in known if wanted in (i.tag, i.reference)), "unknown")
+        return ((f"weights {wanted}", licence),)
 
     @property
     def licences(self) -> tuple[str, ...]:

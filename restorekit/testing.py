@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from restorekit.catalog import Checkpoint, Pretrained
 from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
 from restorekit.errors import ContractError
+from restorekit.frozen import FrozenPrior
 from restorekit.licences import Grade, grade
 from restorekit.memory import memory_per_pixel
 from restorekit.registry import adapters, backbones, priors, refiners
@@ -120,6 +121,10 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
 def check_prior(cls: type[Prior], **params: Any) -> None:
     """Check that a prior is frozen, and that its features have the declared size and depend on the image.
 
+    Of a ``FrozenPrior`` also that it takes gray images, that checkpoints of its owner hold nothing of it,
+    that it keeps its precision, that it can be built without memory, and that gradients reach the image when
+    they are wanted.
+
     Args:
         cls: the class.
         params: constructor arguments; choose a small model without pretrained weights.
@@ -135,18 +140,62 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
         prior.train()
         training = [key or "the prior" for key, module in prior.named_modules() if module.training]
         _require(not training, f"{name} leaves eval mode: {_some(training)} follows train()")
-        images = _images(3, 64, 96)
-        first: PriorFeatures = prior(images)
-        shape, stated = tuple(first.glob.shape), (2, prior.features)
-        _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
-        _check_call(f"{name} (global features)", lambda x: prior(x).glob, images)
-        same = torch.equal(first.glob[0], first.glob[1])
-        _require(not same, f"{name} says the same of two different images")
-        if first.dense is not None:
-            shape = tuple(first.dense.shape)
-            stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
-            _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
-            _check_call(f"{name} (dense features)", lambda x: prior(x).dense, images)
+        for height, width in ((64, 96), (64, 64), (101, 67)):
+            _check_features(name, prior, _images(3, height, width))
+        if isinstance(prior, FrozenPrior):
+            _check_frozen(cls, params, prior)
+
+
+def _check_features(name: str, prior: Prior, images: Tensor) -> None:
+    first: PriorFeatures = prior(images)
+    shape, stated = tuple(first.glob.shape), (2, prior.features)
+    _require(shape == stated, f"{name} returns global features {shape}, states {stated}")
+    same = _close(first.glob[0], first.glob[1])
+    _require(not same, f"{name} says the same of two different images")
+    if first.dense is not None:
+        shape = tuple(first.dense.shape)
+        stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
+        _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
+
+    def run(x: Tensor) -> Tensor:
+        said: PriorFeatures = prior(x)
+        # Of one length, so that neither hides a difference in the other.
+        parts = [said.glob] if said.dense is None else [said.glob, said.dense.flatten(1)]
+        return torch.cat([normalize(part, dim=1) for part in parts], 1)
+
+    _check_call(name, run, images)
+
+
+def _check_frozen(cls: type[Prior], params: dict[str, Any], prior: FrozenPrior) -> None:
+    name, images = cls.__name__, _images(3, 96, 72)
+    expected = prior(images).glob
+    _require(expected.dtype == torch.float32, f"{name} returns {expected.dtype}, not float32")
+    gray = prior(images[:, :1]).glob
+    _require_close(
+        prior(images[:, :1].expand(-1, 3, -1, -1)).glob, gray, f"{name} takes gray for another image"
+    )
+    owner = nn.ModuleDict({"prior": prior, "rest": nn.Linear(2, 2)})
+    state = owner.state_dict()
+    _require(set(state) == {"rest.weight", "rest.bias"}, f"checkpoints hold {name}: {_some(list(state))}")
+    owner.load_state_dict(state)
+    _require_close(prior(images).glob, expected, f"{name} is changed by a checkpoint of its owner")
+    owner.half().float()
+    _require(torch.equal(prior(images).glob, expected), f"{name} loses precision with its owner")
+    _require(bool(re.fullmatch(r"[0-9a-f]{16,}", prior.fingerprint)), f"{name} has no fingerprint")
+    _require(cls(**params).fingerprint == prior.fingerprint, f"the fingerprint of {name} changes")
+    with torch.device("meta"):
+        empty = cls(**params)
+    real = [key for key, tensor in empty.named_parameters() if not tensor.is_meta]
+    _require(not real, f"{name} built on the meta device still allocates {_some(real)}")
+    _require(empty.features == prior.features, f"{name} states another width on the meta device")
+    with torch.enable_grad():
+        asking = images.clone().requires_grad_()
+        glob = prior(asking).glob
+        _require(glob.requires_grad == prior.differentiable, f"{name} mistakes whether gradients are wanted")
+        if prior.differentiable:
+            (gradient,) = torch.autograd.grad(glob[:, 0].sum(), asking)
+            reaches = bool(gradient.isfinite().all()) and bool(gradient.abs().amax() > 0)
+            _require(reaches, f"{name} passes no finite gradient on to the image")
 
 
 def check_weights(item: Pretrained) -> None:
@@ -166,19 +215,30 @@ def check_weights(item: Pretrained) -> None:
     name = f"weights {item.name}"
     _require(bool(re.fullmatch(r"[a-z0-9][a-z0-9._-]*", item.tag)), f"{name}: {item.tag!r} is no tag")
     _require(bool(item.task and item.source), f"{name} say no task or no source")
-    _require(grade(item.licence) > Grade.UNKNOWN, f"{name}: {item.licence!r} is no known SPDX expression")
+    # Of models that others publish a name for the terms is the most that there is.
+    named = bool(item.reference) and item.licence.startswith("LicenseRef-")
+    known = named or grade(item.licence) > Grade.UNKNOWN
+    _require(known, f"{name}: {item.licence!r} is no known SPDX expression")
     stated = item.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", item.sha256)
     _require(bool(stated), f"{name}: {item.sha256!r} is no sha256 in hexadecimal")
     _require(
         item.file is None or (item.file.is_file() and item.sha256 is not None),
         f"{name}: the bundled file is missing, or has no declared sha256",
     )
-    _require(bool(item.file or item.urls or item.filename), f"{name} cannot be got from anywhere")
+    somewhere = item.file or item.urls or item.filename or item.reference
+    _require(bool(somewhere), f"{name} cannot be got from anywhere")
     registry = next(
         (book for book in (backbones, adapters, refiners, priors) if item.component in book), None
     )
     if registry is None:
         raise ContractError(f"{name}: no installed component is called {item.component!r}")
+    if item.reference:
+        known_params = inspect.signature(registry[item.component].load()).parameters
+        strange = [key for key in item.params if key not in known_params]
+        _require(not strange, f"{name}: {item.component} takes no {_some(strange)}")
+        whole = bool(item.needs) or not item.reference.startswith("hub:")
+        _require(whole, f"{name} do not say which files of {item.reference} are needed")
+        return
     with torch.device("meta"):
         try:
             network: nn.Module = registry[item.component].load()(**item.params)

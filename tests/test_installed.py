@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from restorekit import registry
@@ -32,3 +35,17 @@ def test_the_metadata_of_installed_distributions_shows_no_problem():
 def test_an_installed_backbone_states_licence_and_summary(entry):
     assert entry.licence
     assert entry.summary
+
+
+@pytest.mark.skipif(not registry.priors, reason="no prior is installed")
+def test_priors_are_found_and_imported_without_the_libraries_that_compute_them():
+    program = """
+import sys
+from restorekit import catalog, registry
+catalog.declared()
+for entry in registry.priors.entries():
+    entry.load()
+heavy = {"timm", "open_clip", "transformers", "diffusers", "torchvision"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

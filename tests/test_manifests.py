@@ -49,11 +49,10 @@ def test_a_folder_a_distribution_and_a_package_share_one_word(manifest):
     word = manifest.parent.name
     project = declared(manifest)
     assert project["name"] == f"restorekit-{word}"
-    assert (manifest.parent / f"restorekit_{word}" / "__init__.py").is_file()
+    package = f"restorekit_{word.replace('-', '_')}"
+    assert (manifest.parent / package / "__init__.py").is_file()
     for points in project["entry-points"].values():
-        assert all(
-            value.partition(":")[0].partition(".")[0] == f"restorekit_{word}" for value in points.values()
-        )
+        assert all(value.partition(":")[0].partition(".")[0] == package for value in points.values())
 
 
 def test_a_manifest_states_licence_and_summary_and_uses_known_groups(manifest):

@@ -118,10 +118,16 @@ def _weights_facts(item: Pretrained) -> dict[str, Any]:
 
     checkpoint = Checkpoint(item.name, item.path, item)
     countable = item.parameters is None and checkpoint.is_here and item.path.suffix == ".safetensors"
+    if item.reference:
+        from restorekit.references import state
+
+        stated = {key: value for key, value in asdict(item).items() if value not in (None, "", (), {}, False)}
+        needs = {"needs": [" or ".join(need.names) for need in item.needs]} if item.needs else {}
+        return {"kind": "weights", "name": item.name, **stated, **needs, "state": state(item)}
     facts = {
         "kind": "weights",
         "name": item.name,
-        **{key: value for key, value in asdict(item).items() if value not in (None, "", (), {})},
+        **{key: value for key, value in asdict(item).items() if value not in (None, "", (), {}, False)},
         "file": str(item.path) if checkpoint.is_here else "not on this machine",
         "sha256": checkpoint.expected_sha256 or "not published; pinned by the first download",
         **({"parameters": checkpoint.parameter_count()} if countable else {}),

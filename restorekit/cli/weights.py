@@ -70,6 +70,10 @@ def download(
 
     items = [catalog.by_name(name) for name in names]
     if source is not None:
+        if any(item.reference for item in items):
+            raise ConfigError(
+                "--from", "a model of several files is no file", "give its folder as reference: dir:FOLDER"
+            )
         if len(items) != 1:
             raise ConfigError("--from", f"one file cannot be {len(items)} weights", "name one")
         if not source.is_file():
@@ -80,6 +84,9 @@ def download(
     with download_progress(show=not quiet) as report:
         for item in items:
             try:
+                if item.reference:
+                    _fetch(item, offline)
+                    continue
                 checkpoint = ensure(
                     catalog.Checkpoint(item.name, item.path, item), offline=offline, progress=report
                 )
@@ -103,6 +110,11 @@ def verify(
     items = [catalog.by_name(name) for name in names] if names else [i for i in declared if i.path.is_file()]
     results: list[dict[str, Any]] = []
     for item in items:
+        if item.reference:
+            raise WeightsError(
+                f"weights {item.name} are files of {item.reference}, which whoever keeps them checks",
+                "build the prior: it refuses files that do not fit",
+            )
         checkpoint = catalog.Checkpoint(item.name, item.path, item)
         try:
             facts = {"name": item.name, "sha256": checkpoint.sha256, "fits": fits(checkpoint, item.component)}
@@ -206,6 +218,11 @@ def remove(
             raise WeightsError(
                 f"weights {item.name} are part of an installed distribution", "uninstall that instead"
             )
+        if item.reference:
+            raise WeightsError(
+                f"weights {item.name} are kept elsewhere: {item.reference}",
+                "delete them in the hub's own cache, with `hf cache rm`",
+            )
         size = item.path.stat().st_size if item.path.is_file() else 0
         item.path.unlink(missing_ok=True)
         forget_parts(item.path)
@@ -221,7 +238,19 @@ def _facts(item: Pretrained) -> dict[str, Any]:
     return {"name": item.name, **asdict(item), "path": str(item.path)}
 
 
+def _fetch(item: Pretrained, offline: bool | None) -> None:
+    from restorekit.references import fetch
+
+    files = fetch(item, offline=offline)
+    total = sum(file.stat().st_size for file in files)
+    say(f"{item.name}   {files[0].parent}   {len(files)} files, {total / 1e6:,.1f} MB")
+
+
 def _state(item: Pretrained) -> str:
+    if item.reference:
+        from restorekit.references import state
+
+        return state(item)
     if item.file is not None:
         return "bundled"
     return "here" if item.path.is_file() else "remote" if item.urls else "by hand"

@@ -1,0 +1,1 @@
+"""Any restoration network as a prior: the deepest features of one that was trained on other images."""

@@ -1,0 +1,291 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from restorekit import cache as places
+from restorekit.errors import ConfigError, WeightsError
+from restorekit.testing import check_prior
+from restorekit_diffusion.prior import Diffusion
+
+diffusers = pytest.importorskip("diffusers", exc_type=(ImportError, RuntimeError))
+transformers = pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
+
+TAE = Path(__file__).parents[4] / "shared" / "weights" / "tae"
+needs_tae = pytest.mark.skipif(
+    not TAE.is_dir(), reason="tiny autoencoders' weights are not here: ../shared/weights"
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "prompts-cache"))
+
+
+def stirred(model):
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(8, 12, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=20,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=7,
+            bos_token_id=18,
+            eos_token_id=19,
+        )
+    )
+    return {"vae": stirred(vae), "unet": stirred(unet), "text_encoder": stirred(text)}
+
+
+@pytest.fixture(scope="module")
+def folder(parts, tmp_path_factory):
+    """Save a small model as pipelines of diffusers are."""
+    folder = tmp_path_factory.mktemp("sd")
+    for name, model in parts.items():
+        model.save_pretrained(folder / name)
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": {"content": "!"}}')
+    diffusers.DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ).save_pretrained(folder / "scheduler")
+    return folder
+
+
+@pytest.mark.parametrize("layer", ["mid", "vae"])
+def test_contract_is_kept_by_every_layer(folder, layer):
+    check_prior(Diffusion, reference=str(folder), layer=layer, size=64, differentiable=True)
+
+
+def test_contract_is_kept_at_every_size(folder):
+    check_prior(Diffusion, reference=str(folder), layer="down1", mode="dynamic", size=128)
+
+
+def test_contract_is_kept_in_half_precision(folder):
+    check_prior(Diffusion, reference=str(folder), layer="latent", size=32, dtype="bf16")
+
+
+def text_of(parts, padding):
+    ids = torch.tensor([[18, 19, *[padding] * 5]])
+    with torch.no_grad():
+        return parts["text_encoder"](input_ids=ids).last_hidden_state
+
+
+@pytest.mark.parametrize("timestep", [0, 50])
+def test_the_walk_equals_the_whole_unet(folder, parts, timestep):
+    image = torch.rand(2, 3, 64, 128)
+    caught = {}
+    unet = parts["unet"]
+    handles = [
+        unet.mid_block.register_forward_hook(lambda m, i, o: caught.update(mid=o)),
+        *(
+            block.register_forward_hook(lambda m, i, o, n=n: caught.update({f"down{n}": o[0]}))
+            for n, block in enumerate(unet.down_blocks)
+        ),
+    ]
+    with torch.no_grad():
+        latents = parts["vae"].encode(2 * image - 1).latent_dist.mode() * 0.18215
+        unet(latents, timestep, encoder_hidden_states=text_of(parts, 0).expand(2, -1, -1))
+    for handle in handles:
+        handle.remove()
+    for layer, expected in caught.items():
+        prior = Diffusion(str(folder), layer=layer, timestep=timestep, mode="dynamic")
+        features = prior(image)
+        torch.testing.assert_close(features.dense, expected)
+        mean = torch.nn.functional.normalize(expected.mean((2, 3)), dim=1)
+        torch.testing.assert_close(features.glob, mean)
+    torch.testing.assert_close(Diffusion(str(folder), layer="latent", mode="dynamic")(image).dense, latents)
+
+
+def test_only_what_is_run_is_in_memory(folder, parts):
+    def count(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    early, whole = (count(Diffusion(str(folder), layer=layer)) for layer in ("down0", "mid"))
+    assert early < whole < count(parts["unet"]) + count(parts["vae"]) - count(parts["vae"].decoder)
+    assert "text" not in " ".join(name for name, _ in Diffusion(str(folder)).named_modules())
+
+
+def test_noise_repeats_by_its_seed_and_is_shared_by_a_batch(folder):
+    image = torch.rand(1, 3, 64, 64)
+    clean, one, other = (
+        Diffusion(str(folder), timestep=261, noise=noise)(image).dense for noise in (None, 1, 2)
+    )
+    assert not torch.allclose(clean, one) and not torch.allclose(one, other)
+    noisy = Diffusion(str(folder), timestep=261, noise=1)
+    both = noisy(torch.cat([image, torch.rand(1, 3, 64, 64)]))
+    torch.testing.assert_close(both.dense[:1], one)
+    assert torch.equal(noisy(image).dense, one)
+
+
+def test_the_empty_prompt_is_made_once_and_then_needs_no_text_encoder(folder, parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))
+    with pytest.raises(WeightsError, match=r"has no text_encoder/config.json: it is needed once") as caught:
+        Diffusion(str(bare))
+    assert "prompt: zeros" in caught.value.hint
+    made = Diffusion(str(folder))
+    torch.testing.assert_close(made.prompt, text_of(parts, 0))
+    kept = Diffusion(str(bare))
+    assert torch.equal(kept.prompt, made.prompt)
+    assert kept.fingerprint == made.fingerprint
+    zeros = Diffusion(str(bare), prompt="zeros")
+    assert zeros.fingerprint != kept.fingerprint and not zeros.prompt.any()
+
+
+def test_the_padding_of_the_tokenizer_counts(folder, parts, tmp_path, monkeypatch):
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
+    first = tmp_path / "first"
+    shutil.copytree(folder, first)
+    (first / "tokenizer" / "special_tokens_map.json").write_text('{"pad_token": "<|endoftext|>"}')
+    prior = Diffusion(str(first))
+    torch.testing.assert_close(prior.prompt, text_of(parts, 19))
+    assert not torch.allclose(prior.prompt, text_of(parts, 0))
+    assert len(list((places.root() / "prompts").iterdir())) == 1
+
+
+def test_half_precision_files_are_taken_by_name(folder, tmp_path):
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    for part in ("vae", "unet"):
+        file = half / part / "diffusion_pytorch_model.safetensors"
+        tensors = {name: value.half() for name, value in load_file(file).items()}
+        save_file(tensors, file.with_suffix(".fp16.safetensors"))
+        file.unlink()
+    image = torch.rand(1, 3, 64, 64)
+    prior = Diffusion(str(half))
+    assert {parameter.dtype for parameter in prior.parameters()} == {torch.float32}
+    torch.testing.assert_close(prior(image).glob, Diffusion(str(folder))(image).glob, rtol=0, atol=5e-3)
+    with pytest.raises(ConfigError, match="variant"):
+        Diffusion(str(half), variant="ema")
+
+
+def test_wrong_arguments_are_refused_with_what_there_is(folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"'down4'") as caught:
+        Diffusion(str(folder), layer="down4")
+    assert "down0, down1, down2, down3, mid, vae or latent" in caught.value.hint
+    with pytest.raises(ConfigError, match="timestep"):
+        Diffusion(str(folder), timestep=1000)
+    with pytest.raises(ConfigError, match="prompt"):
+        Diffusion(str(folder), prompt="none")
+    document = json.loads((folder / "unet" / "config.json").read_text())
+    larger = tmp_path / "xl"
+    shutil.copytree(folder, larger)
+    (larger / "unet" / "config.json").write_text(json.dumps({**document, "addition_embed_type": "text_time"}))
+    with pytest.raises(WeightsError, match="addition_embed_type"):
+        Diffusion(str(larger))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match=r"has no unet/config.json"):
+        Diffusion(str(tmp_path), layer="mid")
+
+
+def test_missing_tensors_are_an_error(folder, tmp_path):
+    torn = tmp_path / "torn"
+    shutil.copytree(folder, torn)
+    file = torn / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["mid_block.resnets.0.conv1.weight"]
+    save_file(tensors, file)
+    with pytest.raises(WeightsError, match=r"mid_block\.resnets\.0\.conv1\.weight"):
+        Diffusion(str(torn))
+    assert Diffusion(str(torn), layer="down2").features == 16
+
+
+def test_a_tiny_autoencoder_of_diffusers_gives_its_latents(tmp_path):
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8,) * 3,
+        decoder_block_out_channels=(8,) * 3,
+        num_encoder_blocks=(1, 1, 1),
+        num_decoder_blocks=(1, 1, 1),
+    ).eval()
+    model.save_pretrained(tmp_path)
+    check_prior(Diffusion, reference=str(tmp_path), size=64, differentiable=True)
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        expected = model.encode(2 * image - 1).latents
+    torch.testing.assert_close(Diffusion(str(tmp_path), mode="dynamic")(image).dense, expected)
+    with pytest.raises(ConfigError, match="a tiny autoencoder has none"):
+        Diffusion(str(tmp_path), layer="vae")
+
+
+@needs_tae
+@pytest.mark.parametrize(("name", "channels", "stride"), [("taef2", 32, 8), ("taesana", 32, 32)])
+def test_published_tiny_encoders_are_read_and_describe_images(name, channels, stride):
+    file = TAE / f"{name}_encoder.pth"
+    check_prior(Diffusion, reference=str(file), size=32)
+    features = Diffusion(str(file), mode="dynamic")(torch.rand(1, 3, 64, 96))
+    assert features.stride == stride
+    assert features.dense.shape == (1, channels, 64 // stride, 96 // stride)
+
+
+@needs_tae
+def test_published_latents_are_those_that_the_published_decoder_turns_back(tmp_path):
+    """The decoder is built of the same blocks; a wrong reading of the encoder gives less than 15 dB."""
+    data = pytest.importorskip("skimage.data")
+    from restorekit_diffusion.tiny import _Block
+
+    image = torch.from_numpy(data.astronaut()[128:384, 128:384]).permute(2, 0, 1)[None] / 255
+    latents = Diffusion(str(TAE / "taef2_encoder.pth"), mode="dynamic")(image).dense
+    tensors = torch.load(TAE / "taef2_decoder.pth", weights_only=True)
+    layers = []
+    for place in range(1 + max(int(name.partition(".")[0]) for name in tensors)):
+        weight = tensors.get(f"{place}.weight")
+        if f"{place}.conv.0.weight" in tensors:
+            layers.append(_Block(64, pooled=f"{place}.pool.0.weight" in tensors))
+        elif weight is not None:
+            biased = f"{place}.bias" in tensors
+            layers.append(torch.nn.Conv2d(*weight.shape[1::-1], 3, padding=1, bias=biased))
+        else:
+            names = {0: torch.nn.Identity, 2: torch.nn.ReLU}
+            layers.append(names.get(place, lambda: torch.nn.Upsample(scale_factor=2))())
+    decoder = torch.nn.Sequential(*layers)
+    decoder.load_state_dict(tensors)
+    with torch.no_grad():
+        restored = decoder(3 * torch.tanh(latents / 3)).clamp(0, 1)
+    assert -10 * (restored - image).square().mean().log10() > 25
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    save_file({"conv.weight": torch.ones(1)}, tmp_path / "net.safetensors")
+    with pytest.raises(WeightsError, match="is no encoder of a tiny autoencoder"):
+        Diffusion(str(tmp_path / "net.safetensors"))
