@@ -320,7 +320,7 @@ class _Seed:
             base,
             scores.table,
             scores.top(self.spec.retrain_ratio, budget="filters"),
-            lambda step: batches.batch(step, stage),
+            lambda step: batches.batch(step, stage).pair,
             steps=fit.steps,
             lr=fit.lr,
             progress=lambda step, loss: self.progress(

@@ -461,7 +461,7 @@ def retrain(
             network,
             found.table,
             chosen,
-            lambda step: batches.batch(step, stage),
+            lambda step: batches.batch(step, stage).pair,
             steps=steps,
             lr=lr,
             progress=report,

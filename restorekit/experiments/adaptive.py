@@ -90,7 +90,7 @@ class Discovery(Job):
             self.method,
             base,
             target,
-            list(zip(batch.degraded, batch.clean, strict=True)),
+            list(zip(*batch.pair, strict=True)),
             label=self.label,
             rule=self.settings.rule,
             steps=self.settings.steps,

@@ -49,6 +49,11 @@ class Batch:
     clean: Tensor
     kinds: Tensor
 
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Degraded and clean patches alone."""
+        return self.degraded, self.clean
+
     def of(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with each of its tensors changed, as moved or cut."""
         return Batch(change(self.degraded), change(self.clean), change(self.kinds))
