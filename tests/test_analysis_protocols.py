@@ -199,11 +199,11 @@ def test_discovered_places_learn_more_than_random_ones(trained):
     base, _, scores = trained
     clean = scenes(6, 32, 4242)
     inputs = striped(clean)
-    patches = scenes(150 * 4, 16, 11).split(4)
+    patches = scenes(120 * 3, 16, 11).split(3)
     batches = [(striped(own), own) for own in patches]
 
     def gained(filters):
-        network = retrain(base, table, filters, batches.__getitem__, steps=len(batches), lr=2e-3)
+        network = retrain(base, table, filters, batches.__getitem__, steps=len(batches), lr=3e-3)
         with torch.no_grad():
             return -10 * float((network(inputs) - clean).square().mean().log10())
 
