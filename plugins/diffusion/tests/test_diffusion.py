@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 
 from restorekit import cache as places
 from restorekit.errors import ConfigError, WeightsError
-from restorekit.testing import check_prior
+from restorekit.testing import check_prior, check_weights
 from restorekit_diffusion.prior import Diffusion
+from restorekit_diffusion.published import WEIGHTS
 
 diffusers = pytest.importorskip("diffusers", exc_type=(ImportError, RuntimeError))
 transformers = pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
@@ -289,3 +290,8 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"conv.weight": torch.ones(1)}, tmp_path / "net.safetensors")
     with pytest.raises(WeightsError, match="is no encoder of a tiny autoencoder"):
         Diffusion(str(tmp_path / "net.safetensors"))
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)
+def test_declared_models_are_sound(item):
+    check_weights(item)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorekit.errors import ConfigError, ImageError, OfflineError, WeightsError
-from restorekit.testing import check_prior
+from restorekit.testing import check_prior, check_weights
 from restorekit_timm.prior import Timm
 from restorekit_timm.published import WEIGHTS
 
@@ -181,3 +181,8 @@ def test_pretrained_efficientnet_knows_a_cat():
     # Egyptian cat of ImageNet.
     assert int(kinds.argmax()) == 285
     check_prior(Timm, reference="efficientnet-lite0", size=64)
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)
+def test_declared_models_are_sound(item):
+    check_weights(item)
