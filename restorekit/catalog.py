@@ -284,6 +284,11 @@ def find(component: str, reference: str) -> Checkpoint:
     known = {item.tag: item for item in declared() if item.component == component}
     if reference in known:
         item = known[reference]
+        if item.reference:
+            raise WeightsError(
+                f"weights {item.name} are several files, which {component} reads by itself",
+                f"write params: {{reference: {item.tag}}} instead of weights",
+            )
         if item.file is not None and not item.file.is_file():
             raise WeightsError(
                 f"weights {item.name}: {item.file} is missing", "install the distribution again"

@@ -273,3 +273,11 @@ def test_declarations_of_several_files_are_checked(strangers):
         )
     with pytest.raises(ContractError, match="takes no size"):
         check_weights(model(params={"size": 3}))
+
+
+def test_weights_that_a_prior_reads_by_itself_are_no_weights_of_a_pipeline(declared):
+    prior = {"name": "brightness", "weights": "small"}
+    spec = PipelineSpec.parse({"steps": [{"refine": {"name": "blend", "prior": prior}}]})
+    with pytest.raises(WeightsError, match="which brightness reads by itself") as caught:
+        parts(spec)
+    assert "reference: small" in caught.value.hint

@@ -91,7 +91,7 @@ class Blip2(FrozenPrior):
             multiple=self._patch,
             mean=_MEAN,
             std=_STD,
-            facts={"config": _plain(path), "tokens": self.tokens, "layers": self._layers},
+            facts={"tokens": self.tokens, "layers": self._layers},
             source=place,
         )
 
@@ -113,15 +113,11 @@ class Blip2(FrozenPrior):
         return glob, torch.cat(grids, 1)
 
 
-def _plain(path: Path) -> dict[str, Any]:
+def _config(path: Path, transformers: Any) -> Any:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
+        # The library fills up what a config of another model lacks.
         _ = document["vision_config"], document["qformer_config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is no config of BLIP-2: {error!r}", "give a model of BLIP-2") from error
-    return {key: document[key] for key in ("vision_config", "qformer_config")}
-
-
-def _config(path: Path, transformers: Any) -> Any:
-    _ = _plain(path)
-    return transformers.Blip2Config.from_json_file(str(path))
+    return transformers.Blip2Config.from_dict(document)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from restorekit.errors import ConfigError, OfflineError, WeightsError
 from restorekit.references import Source
-from restorekit.testing import check_prior
+from restorekit.testing import check_prior, check_weights
 from restorekit_blip2.prior import Blip2
 from restorekit_blip2.published import TENSORS, WEIGHTS
 
@@ -179,3 +179,8 @@ def test_offline_without_files_says_what_is_needed(tmp_path, monkeypatch):
     with pytest.raises(OfflineError, match=r"hub:Salesforce/blip2-itm-vit-g has no config.json"):
         Blip2()
     assert sum(item.default for item in WEIGHTS) == 1
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)
+def test_declared_models_are_sound(item):
+    check_weights(item)

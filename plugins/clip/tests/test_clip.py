@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from restorekit.errors import ConfigError, ContractError, WeightsError
-from restorekit.testing import check_prior
+from restorekit.testing import check_prior, check_weights
 from restorekit_clip.prior import Clip
+from restorekit_clip.published import WEIGHTS
 
 open_clip = pytest.importorskip("open_clip", exc_type=(ImportError, RuntimeError))
 timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
@@ -145,3 +146,8 @@ def test_wrong_layers_and_models_are_refused(folder):
         Clip(str(folder), layers=(3,))
     with pytest.raises(ConfigError, match="open_clip has no 'ViT-B-33'"):
         Clip(str(folder), model="ViT-B-33")
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)
+def test_declared_models_are_sound(item):
+    check_weights(item)

@@ -97,15 +97,13 @@ class Diffusion(FrozenPrior):
                 network = encoder = Encoder(diffusers, encoder_config, layer)
             native = int(encoder_config.get("sample_size") or _NATIVE)
             mean, std = (0.5,) * 3, (0.5,) * 3
-            facts |= {"autoencoder": encoder_config}
             if whole:
                 unet_config = _read(place, config(UNET))
                 kept = 1.0 if noise is None else _kept(diffusers, place, timestep)
                 with torch.device("meta"):
                     network = Unet(diffusers, unet_config, encoder, layer, timestep, kept, noise or 0)
                 native = network.native
-                facts |= {"unet": unet_config, "timestep": timestep, "noise": noise, "prompt": prompt}
-                facts |= {"kept": kept}
+                facts |= {"timestep": timestep, "noise": noise, "prompt": prompt}
             if not on_meta():
                 values = read_tensors_of(place, tensors(folder, variant))
                 fill(encoder, values, place.reference)

@@ -45,7 +45,7 @@ WEIGHTS = (
         21_590_000,
     ),
     _model("siglip2-vit-b-16", "vit_base_patch16_siglip_224.v2_webli", "Apache-2.0", "WebLI", 92_880_000),
-    _model("convnext-tiny", "convnext_tiny.fb_in22k", "MIT", "ImageNet-22k", 44_560_000),
+    _model("convnext-tiny", "convnext_tiny.fb_in22k", "Apache-2.0", "ImageNet-22k", 44_560_000),
     _model(
         "clip-vit-b-32",
         "vit_base_patch32_clip_quickgelu_224.openai",

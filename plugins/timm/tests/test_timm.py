@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorekit.errors import ConfigError, ImageError, OfflineError, WeightsError
-from restorekit.testing import check_prior
+from restorekit.testing import check_prior, check_weights
 from restorekit_timm.prior import Timm
 from restorekit_timm.published import WEIGHTS
 
@@ -180,4 +180,12 @@ def test_pretrained_efficientnet_knows_a_cat():
         kinds = prior.network((prior.fit(image) - prior.mean) / prior.std)
     # Egyptian cat of ImageNet.
     assert int(kinds.argmax()) == 285
-    check_prior(Timm, reference="efficientnet-lite0", size=64)
+    noisy = (image + 0.1 * torch.randn_like(image)).clamp(0, 1)
+    features = Timm("efficientnet-lite0")(torch.cat([image, noisy]))
+    assert features.glob.shape == (2, 1280) and features.dense.shape == (2, 320, 7, 7)
+    assert 0.5 < float(features.glob.prod(0).sum()) < 0.99
+
+
+@pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)
+def test_declared_models_are_sound(item):
+    check_weights(item)
