@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from restorekit.registry import adapters, backbones
 from restorekit.runtime import channels_last, tune_allocator
 from restorekit_adms.network import Adaptive
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "nafnet width 16": ("nafnet", {"width": 16}),
     "nafnet width 32": ("nafnet", {"width": 32}),
     "nafnet width 32, 1-1-1-28": (
@@ -90,7 +91,7 @@ def main() -> None:
         base = backbones[component].load()(**params).eval().requires_grad_(False)
         adapter = adapters["adms"].load()(
             degradations=KINDS, mask="random", ratio=given.ratio, router="classifier"
-        )  # type: ignore[call-arg]
+        )
         adaptive = adapter.attach(base).eval().requires_grad_(False).to(device)
         assert isinstance(adaptive, Adaptive)
         channels_last(adaptive)
