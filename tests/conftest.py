@@ -24,8 +24,10 @@ trained = strangers:Trained
 detected = strangers:Detected
 careful = strangers:Careful
 volume = strangers:Volume
+judge = strangers:Judge
 [restorekit.adapters]
 louder = strangers:Louder
+entries = strangers:Entries
 [restorekit.priors]
 brightness = strangers:Brightness
 [restorekit.refiners]

@@ -3,7 +3,16 @@
 import torch
 from torch import nn
 
-from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import (
+    Adapter,
+    Backbone,
+    DetectedBackbone,
+    Judged,
+    Prior,
+    PriorFeatures,
+    Refiner,
+    Verdict,
+)
 from restorekit.errors import WeightsError
 
 # Declared weights; tests fill the list.
@@ -177,6 +186,39 @@ class Louder(Adapter):
                 return backbone(degraded) + by
 
         return Adapted()
+
+
+class Judge(Backbone):
+    """Say how dark an image is; counts how often it looks."""
+
+    judges = True
+    looks = 0
+
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, degraded):
+        return degraded
+
+    def for_image(self, degraded, tile):
+        Judge.looks += 1
+        bright = float(degraded.mean())
+        return Judged(self, Verdict({"dark": 1 - bright, "bright": bright}, "a look"))
+
+
+class Entries(Adapter):
+    """Add the sum of as many numbers as its file holds."""
+
+    def __init__(self, note: str = ""):
+        super().__init__()
+        self.numbers = torch.nn.ParameterList()
+
+    def make_room(self, tensors):
+        self.numbers.extend(torch.nn.Parameter(torch.zeros(())) for _ in tensors)
+
+    def attach(self, backbone):
+        return Louder(float(sum(self.numbers))).attach(backbone)
 
 
 class Brightness(Prior):

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,9 @@ def test_installed_command_runs():
     assert all(
         name in shown for name in ("restore", "list", "info", "plan", "schema", "doctor", "eval", "train")
     )
+
+
+def test_restore_prints_what_was_found(strangers, photo, tmp_path, run):
+    code, out, err = run("restore", photo, "-o", tmp_path / "out.png", "-m", "judge", "-q")
+    assert code == 0, err
+    assert re.search(r"out\.png   \d\.\d s   (dark|bright) 5\d %\n", out)

@@ -9,7 +9,17 @@ import torch
 import yaml
 
 from restorekit.config import Spec, check
-from restorekit.degradations import COMPOSITIONS, KINDS, STRENGTHS, Drawn, RecipeSpec, apply, draw, streams
+from restorekit.degradations import (
+    COMPOSITIONS,
+    KINDS,
+    STRENGTHS,
+    Drawn,
+    RecipeSpec,
+    apply,
+    draw,
+    draw_kind,
+    streams,
+)
 from restorekit.errors import ConfigError
 
 # What training has put on patches so far (DenoiseSpec), as a recipe.
@@ -215,3 +225,63 @@ def test_what_is_wrong_in_a_recipe_is_said_with_its_place(document, path, messag
     assert caught.value.where == (f"recipe: {path}" if path else "recipe")
     assert message in caught.value.message and hint in caught.value.hint
     assert "\n" not in caught.value.message + caught.value.hint
+
+
+KINDS_OF = {
+    "one_of": [
+        {"name": "rain", "weight": 3},
+        {"chain": [{"name": "gaussian_blur"}, {"name": "gaussian"}], "label": "blur"},
+        {"chain": [{"name": "gaussian"}, {"name": "jpeg"}]},
+        {"name": "rain", "strength": "severe"},
+        "clean",
+    ]
+}
+
+
+def test_options_of_a_choice_are_kinds_by_label_or_by_their_names():
+    assert recipe(KINDS_OF).kinds == ("rain", "blur", "gaussian+jpeg", "clean")
+    assert recipe({"chain": [KINDS_OF, "jpeg"]}).kinds == recipe(KINDS_OF).kinds
+    assert recipe({"name": "rain"}).kinds == ("rain",)
+    assert recipe({"chain": ["rain", "jpeg"], "label": "bad"}).kinds == ("bad",)
+    two = {"chain": [{"one_of": ["rain", "snow"]}, {"one_of": ["gaussian", "jpeg"]}]}
+    assert recipe(two).kinds == ("rain+snow+gaussian+jpeg",)
+
+
+def test_what_was_missed_is_clean():
+    assert recipe({"one_of": ["rain", "snow"], "probability": 0.5}).kinds == ("rain", "snow", "clean")
+    assert recipe({"one_of": [{"name": "rain", "probability": 0.5}, "snow"]}).kinds == (
+        "rain",
+        "snow",
+        "clean",
+    )
+    spec, random = (
+        recipe({"one_of": [{"name": "rain", "probability": 0.5}, "snow"]}),
+        np.random.default_rng(0),
+    )
+    found = [draw_kind(spec, random) for _ in range(200)]
+    for steps, kind in found:
+        assert kind == (steps[0].name if steps else "clean")
+    assert {kind for _, kind in found} == set(spec.kinds)
+
+
+def test_kind_that_is_told_is_that_of_the_option_drawn_and_draws_are_the_same():
+    spec = recipe(KINDS_OF)
+    told, plain = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(100):
+        steps, kind = draw_kind(spec, told)
+        assert steps == draw(spec, plain)
+        names = "+".join(each.name for each in steps)
+        assert kind == ("blur" if names == "gaussian_blur+gaussian" else names)
+
+
+def test_kind_can_be_asked_for():
+    spec, random = recipe(KINDS_OF), np.random.default_rng(0)
+    for kind in spec.kinds:
+        assert {draw_kind(spec, random, kind)[1] for _ in range(20)} == {kind}
+    never = recipe({"one_of": [{"name": "rain", "weight": 0}, "snow"]})
+    assert draw_kind(never, random, "rain")[0][0].name == "rain"
+
+
+def test_label_survives_being_written_down():
+    spec = recipe(KINDS_OF)
+    assert recipe(spec.model_dump()) == spec and spec.model_dump()["one_of"][1]["label"] == "blur"

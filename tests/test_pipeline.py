@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from strangers import Trained
+from strangers import Judge, Trained
 
 import restorekit
 from restorekit import load_pipeline, restore
@@ -37,6 +37,33 @@ def test_values_outside_the_range_reach_the_network_unclipped():
 def test_adapter_is_attached_to_the_backbone():
     step = {"restore": {"name": "gain", "adapter": {"name": "louder", "params": {"by": 0.5}}}}
     np.testing.assert_allclose(restore(IMAGE, chain(step)), IMAGE + 0.5, rtol=1e-6)
+
+
+def test_adapter_makes_room_for_what_its_file_holds(tmp_path):
+    save_file({f"numbers.{i}": torch.tensor(0.25) for i in range(3)}, tmp_path / "entries.safetensors")
+    adapter = {"name": "entries", "weights": str(tmp_path / "entries.safetensors")}
+    spec = PipelineSpec.load(chain({"restore": {"name": "gain", "adapter": adapter}}))
+    np.testing.assert_allclose(restore(IMAGE, spec), IMAGE + 0.75, rtol=1e-6)
+    facts = [built_facts(part) for part in parts(spec)[0]]
+    assert facts[1]["parameters"] == 3
+
+
+@pytest.mark.parametrize(("tile", "size"), [(0, 0), (128, 128)])
+@pytest.mark.parametrize(("channels", "looks"), [(3, 1), (1, 3)])
+def test_verdict_on_the_whole_image_stands_in_the_record(tile, size, channels, looks):
+    image = np.tile(IMAGE, (10, 10, 1))
+    Judge.looks = 0
+    judge = {"restore": {"name": "judge", "params": {"channels": channels}}}
+    result = restore(image, chain(judge, gain(1.0)), tile=tile, return_result=True)
+    assert Judge.looks == looks and result.steps[0].tile == size
+    assert result.verdict.shares["bright"] == pytest.approx(float(image.mean()), abs=1e-3)
+    assert result.steps[1].verdict is None
+    stored = json.loads(result.to_json())["steps"]
+    assert stored[0]["verdict"] == {"shares": result.verdict.shares, "source": "a look"}
+
+
+def test_network_that_does_not_judge_has_no_verdict():
+    assert restore(IMAGE, chain(gain(1.0)), return_result=True).verdict is None
 
 
 @pytest.mark.parametrize("tile", [0, 256])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import photograph, spec_for, write_pairs, write_photographs
+from training_cases import document, photograph, spec_for, write_pairs, write_photographs
 
 from restorekit.config import check
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
@@ -475,3 +475,76 @@ def test_protocols_that_do_not_fit_are_refused(folder):
         validation_set(batches, wanted=laws("restormer-gaussian-gray"))
     with pytest.raises(ConfigError, match="no protocol called 'gpro'"):
         validation_set(batches, wanted=laws("gpro"))
+
+
+def labelled(source, count=8, step=0, degradation=None, **facts):
+    return Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=24, batch=count))
+
+
+def test_batch_tells_the_kind_of_each_patch(folder):
+    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
+    batch = labelled(source_of(folder), degradation=recipe, kinds=recipe.kinds)
+    changed = (batch.degraded != batch.clean).flatten(1).any(1)
+    assert torch.equal(batch.kinds, torch.stack([~changed, changed], 1).float())
+    assert 0 < changed.sum() < len(changed)
+
+
+def test_kinds_change_no_draw(folder):
+    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
+    one, other = (
+        labelled(source_of(folder), degradation=recipe, kinds=kinds) for kinds in ((), recipe.kinds)
+    )
+    assert torch.equal(one.degraded, other.degraded) and one.kinds.shape == (8, 0)
+
+
+def test_balanced_batches_have_as_many_of_each_kind(folder):
+    recipe = RecipeSpec.model_validate({"one_of": ["clean", "jpeg", {"name": "gaussian", "weight": 9}]})
+    source = source_of(folder)
+    batches = [labelled(source, 4, step, recipe, kinds=recipe.kinds, balanced=True) for step in range(3)]
+    assert torch.stack([batch.kinds.sum(0) for batch in batches]).tolist() == [
+        [2, 1, 1],
+        [1, 2, 1],
+        [1, 1, 2],
+    ]
+
+
+def test_pairs_say_what_they_suffer_from(tmp_path):
+    for name in ("rain", "snow"):
+        write_pairs(tmp_path / name)
+    found = [
+        {"degraded": str(tmp_path / name / "input"), "clean": str(tmp_path / name / "target"), "kind": name}
+        for name in ("rain", "snow")
+    ]
+    source = pairs_of(found)
+    batch = labelled(source, 6, kinds=("rain", "snow"), balanced=True)
+    assert batch.kinds.tolist() == [[1, 0], [0, 1]] * 3
+    chosen = validation_set(Batches(source, None, kinds=("rain", "snow")))
+    assert chosen.kinds["pairs"].shape == (4, 2)
+
+
+def test_mixup_blends_kinds_as_it_blends_images(folder):
+    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
+    batch = labelled(
+        source_of(folder),
+        degradation=recipe,
+        kinds=recipe.kinds,
+        augment=AugmentSpec(mixup=1.0),
+        balanced=True,
+    )
+    assert torch.allclose(batch.kinds.sum(1), torch.ones(8)) and ((batch.kinds > 0) & (batch.kinds < 1)).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"loss": "kind"}, "one kind of degradation, or nobody knows"),
+        ({"balanced": True, "degradation": "rain"}, "one kind of degradation, or nobody knows"),
+        (
+            {"balanced": True, "degradation": {"one_of": ["rain", "snow"], "probability": 0.5}},
+            "missed probability makes clean patches",
+        ),
+    ],
+)
+def test_kinds_that_nobody_knows_are_refused(changes, problem):
+    with pytest.raises(ConfigError, match=problem):
+        check(TrainSpec, document("x", **changes), "run.yaml")

@@ -10,6 +10,7 @@ from restorekit.training.losses import (
     charbonnier,
     edge_loss,
     fft_loss,
+    kind_loss,
     l1,
     perceptual_loss,
     psnr_loss,
@@ -141,3 +142,11 @@ def test_loss_that_is_unknown_or_empty_is_refused(loss, problem):
     }
     with pytest.raises(ConfigError, match=problem):
         check(TrainSpec, document, "run.yaml")
+
+
+def test_loss_of_kinds_is_least_where_the_right_kind_is_nearly_certain():
+    kinds = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    sure = torch.tensor([[-2.0, 2.0], [2.0, -2.0]])
+    assert float(kind_loss(sure, kinds)) < float(kind_loss(-sure, kinds))
+    # Labels are smoothed: more than certain is worse again.
+    assert float(kind_loss(10 * sure, kinds)) > float(kind_loss(sure, kinds))

@@ -215,7 +215,7 @@ def test_stages_follow_each_other():
 def test_examples_in_the_document_are_configs():
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```yml\n(.*?)^```$", text, re.M | re.S)
-    assert len(examples) == 2
+    assert len(examples) == 4
     for example in examples:
         check(TrainSpec, yaml.safe_load(example), "training.md")
 

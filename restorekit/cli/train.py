@@ -64,8 +64,9 @@ def train(
             progress.update(task, completed=step, description=f"loss {row['loss']:.4g}")
             shown = [name for name in row if name.startswith("ema_" if spec.ema else "val_")]
             if shown:
-                figures = ", ".join(f"{name[4:]} {row[name]:.2f}" for name in shown)
-                progress.console.print(f"step {step}: {figures} dB")
+                units = {name: "%" if name.endswith("_kinds") else "dB" for name in shown}
+                figures = ", ".join(f"{name[4:]} {row[name]:.2f} {units[name]}" for name in shown)
+                progress.console.print(f"step {step}: {figures}")
 
         weights = run.train(report)
     if talks:

@@ -159,7 +159,7 @@ def _window(whole: Cut, index: int, side: int, scale: int, random: np.random.Gen
         top, left = (int(random.integers(length - side + 1)) for length in whole.degraded.shape[:2])
         degraded = whole.degraded[top : top + side, left : left + side]
         top, left, side = top * scale, left * scale, side * scale
-        return Cut(whole.clean[top : top + side, left : left + side], degraded)
+        return Cut(whole.clean[top : top + side, left : left + side], degraded, whole.kind)
     side *= scale
     half = np.array(Image.fromarray(whole.clean).reduce(2))
     pixels = half if index % 2 and min(half.shape[:2]) >= side else whole.clean

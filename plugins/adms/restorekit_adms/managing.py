@@ -190,22 +190,17 @@ class Managed(Backbone):
                 "the router decides for each image, there is no one mixture to merge",
                 "name the weights, as {'rain': 1.0}",
             )
-        mixer, row = self.mixer, self._row(given)
-        saved = mixer.saved()
-        merged = mixer.added(saved, row)
-        if safe_merge and not all(bool(content.isfinite().all()) for content in merged):
+        kept = self.mixer.write(self._row(given), check=safe_merge)
+        if not kept:
             raise RestoreKitError(
                 "the merged filters are not finite, nothing was merged", "train the adapter again"
             )
-        mixer.put(merged)
-        self._kept = saved
+        self._kept = kept
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
         if self._kept is not None:
-            mixer = self.mixer
-            # Moving the network moves its tensors, and not these.
-            mixer.put([kept.to(place.tensor) for kept, place in zip(self._kept, mixer.places, strict=True)])
+            self.mixer.put_back(self._kept)
             self._kept = None
 
     def merge_and_unload(

@@ -1,8 +1,9 @@
 """Deltas of several degradations put into one network: theta = theta_um + sum_d c_d * delta_d.
 
-Two ways that do the same arithmetic: ``written`` puts the values into the network's own tensors for a while
-and then puts the saved ones back, ``replaced`` makes new tensors and leaves gradients their way. Neither
-subtracts: what was rounded once does not come back by subtraction.
+Three ways that give the same. ``lent`` gives the network a copy of its tensors for a while, in which only the
+mixture is written: for every day. ``placed`` makes new tensors and leaves gradients their way. ``write``
+changes the network's own tensors until what was saved is put back; nothing is ever subtracted, since what was
+rounded once does not come back so.
 
 Shapes: D degradations, N numbers that any of them adds to, over all tensors.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,23 +28,30 @@ class _Place:
     Attributes:
         name: of the tensor in the network.
         names: all of its names, where modules share it.
-        owner: module that holds it.
-        own: what it calls it; the tensor itself may be replaced when a network is moved.
+        slots: modules that hold it, and what they call it; the tensor may be replaced when a network moves.
         order: its axes by descending stride; so permuted, its memory is one line.
+        strides: of the tensor.
         elements: places in that line, ascending.
     """
 
     name: str
     names: tuple[str, ...]
-    owner: nn.Module
-    own: str
+    slots: tuple[tuple[nn.Module, str], ...]
     order: tuple[int, ...]
+    strides: tuple[int, ...]
     elements: Tensor
+
+    def hold(self, tensor: Tensor) -> None:
+        """Let the modules use a tensor as this parameter."""
+        for module, own in self.slots:
+            # Not through setattr, which takes nothing but parameters.
+            module._parameters[own] = cast(nn.Parameter, tensor)
 
     @property
     def tensor(self) -> nn.Parameter:
         """The parameter as it is now."""
-        return cast(nn.Parameter, getattr(self.owner, self.own))
+        module, own = self.slots[0]
+        return cast(nn.Parameter, module._parameters[own])
 
     def line(self, tensor: Tensor) -> Tensor:
         """Return the memory of a tensor as one line, a view."""
@@ -86,30 +94,41 @@ class Mixer:
         total = 0
         for name in (name for name in owners if name in parts):
             module, own = owners[name]
-            tensor = getattr(module, own)
+            tensor = cast(nn.Parameter, module._parameters[own])
             order = _order(tensor)
             union, slots = _union([_in_memory(elements, tensor, order) for _, _, elements in parts[name]])
-            same = tuple(other for other, (one, its) in owners.items() if getattr(one, its) is tensor)
-            self.places.append(_Place(name, same, module, own, order, union))
+            names = tuple(other for other, (one, its) in owners.items() if one._parameters[its] is tensor)
+            holders = tuple(owners[each] for each in names)
+            self.places.append(_Place(name, names, holders, order, tensor.stride(), union))
             for (index, leaf, _), own_slots in zip(parts[name], slots, strict=True):
                 self._sources[index].append(leaf)
                 where[index].append(own_slots + total)
             total += len(union)
         self._where = [torch.cat(slots) if slots else None for slots in where]
         self.sizes = [len(place.elements) for place in self.places]
+        self._copy: _Copy | None = None
+        # What each degradation adds at all places (D, N), and what tells that it still does.
+        self._dense: tuple[list[tuple[int, int]], Tensor] | None = None
 
     def values(self, weights: Tensor) -> tuple[Tensor, ...]:
         """Return what is added at the places of each tensor, for weights (D,)."""
+        return torch.split(self.mixture(weights), self.sizes)
+
+    def mixture(self, weights: Tensor) -> Tensor:
+        """Return what is added at all places (N,), for weights (D,)."""
         mixed = weights.new_zeros(sum(self.sizes))
         for index, (leaves, where) in enumerate(zip(self._sources, self._where, strict=True)):
             if where is not None:
                 own = torch.cat([leaf.values.flatten() for leaf in leaves])
                 mixed = mixed.index_add(0, where, (own * weights[index]).to(mixed.dtype))
-        return torch.split(mixed, self.sizes)
+        return mixed
 
     def frozen(self) -> dict[str, Tensor]:
         """Return every parameter of the network, by each of its names, without its gradient."""
-        return {name: getattr(module, own).detach() for name, (module, own) in self._owners.items()}
+        return {
+            name: cast(Tensor, module._parameters[own]).detach()
+            for name, (module, own) in self._owners.items()
+        }
 
     def placed(self, tensors: dict[str, Tensor], values: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return all tensors of a network, those that are added to with these values at the places."""
@@ -125,48 +144,113 @@ class Mixer:
         empty = torch.zeros(0, dtype=torch.long)
         return [empty if where is None else where for where in self._where[:count]]
 
-    @torch.no_grad()
-    def saved(self) -> list[Tensor]:
-        """Return what stands at the places now, for ``put``."""
-        return [place.line(place.tensor)[place.elements] for place in self.places]
-
-    @torch.no_grad()
-    def added(self, saved: list[Tensor], weights: Tensor) -> list[Tensor]:
-        """Return what stands there with the mixture added."""
-        values = self.values(weights)
-        return [kept + value.to(kept.dtype) for kept, value in zip(saved, values, strict=True)]
-
-    @torch.no_grad()
-    def put(self, contents: list[Tensor]) -> None:
-        """Write into the network's own tensors, bit for bit."""
-        for place, content in zip(self.places, contents, strict=True):
-            place.line(place.tensor)[place.elements] = content
-
     @contextmanager
-    def written(self, weights: Tensor) -> Iterator[None]:
-        """Put the mixture into the network for a while."""
-        saved = self.saved()
-        mixture = self.added(saved, weights)
+    def lent(self, weights: Tensor) -> Iterator[None]:
+        """Lend the network tensors with the mixture in them for a while; its own are never written to.
+
+        They are a copy of those that are added to, made once: only the numbers that change are written, in
+        one go.
+        """
+        if self._copy is None or not self._copy.is_of(self.places):
+            self._copy = _Copy(self.places)
+        stamps = [_stamp(leaf.values) for leaves in self._sources for leaf in leaves]
+        if self._dense is None or self._dense[0] != stamps:
+            with torch.inference_mode(False), torch.no_grad():
+                units = torch.eye(len(self._sources), device=weights.device)
+                self._dense = stamps, torch.stack([self.mixture(unit) for unit in units])
+        self._copy.write(weights.to(self._dense[1].dtype) @ self._dense[1])
         try:
-            self.put(mixture)
+            self._copy.lend(self.places)
             yield
         finally:
-            self.put(saved)
+            for place, tensor in zip(self.places, self._copy.owned, strict=True):
+                place.hold(tensor)
+
+    @torch.no_grad()
+    def write(self, weights: Tensor, *, check: bool = False) -> list[Tensor]:
+        """Add a mixture to the network's own tensors; return what stood there, for ``put_back``.
+
+        Args:
+            weights: (D,).
+            check: write nothing, and return nothing, where a number would not be finite.
+        """
+        saved = [place.line(place.tensor)[place.elements] for place in self.places]
+        values = self.values(weights)
+        mixed = [kept + value.to(kept.dtype) for kept, value in zip(saved, values, strict=True)]
+        if check and not all(bool(content.isfinite().all()) for content in mixed):
+            return []
+        self.put_back(mixed)
+        return saved
+
+    @torch.no_grad()
+    def put_back(self, contents: list[Tensor]) -> None:
+        """Write into the network's own tensors, bit for bit."""
+        for place, content in zip(self.places, contents, strict=True):
+            # Moving the network moves its tensors, and not what was kept of them.
+            place.line(place.tensor)[place.elements] = content.to(place.tensor)
 
     @property
     def is_current(self) -> bool:
         """Whether the network is still where, and laid out as, it was when this was made."""
         return all(
-            place.elements.device == place.tensor.device and place.order == _order(place.tensor)
+            place.elements.device == place.tensor.device and place.strides == place.tensor.stride()
             for place in self.places
         )
 
     @property
-    def can_write(self) -> bool:
-        """Whether the network's tensors may be written to here: those of inference mode only there."""
-        return torch.is_inference_mode_enabled() or not any(
-            place.tensor.is_inference() for place in self.places
+    def can_lend(self) -> bool:
+        """Whether all tensors that are added to have one precision, so that one line holds them."""
+        return len({place.tensor.dtype for place in self.places}) == 1
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the network makes its own copy of the tensors, when it runs.
+        return {**self.__dict__, "_copy": None, "_dense": None}
+
+
+class _Copy:
+    """The tensors that are added to, once more, one after the other in one line."""
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self._stamp = [_stamp(place.tensor) for place in places]
+        self.owned = [place.tensor for place in places]
+        # Made outside of inference mode, so that it may be written to inside and outside.
+        with torch.inference_mode(False), torch.no_grad():
+            self._line = torch.cat(
+                [place.line(tensor) for place, tensor in zip(places, self.owned, strict=True)]
+            )
+            parts = torch.split(self._line, [tensor.numel() for tensor in self.owned])
+            self._views = [
+                place.shaped(part, tensor)
+                for place, part, tensor in zip(places, parts, self.owned, strict=True)
+            ]
+            starts = torch.tensor([0, *(tensor.numel() for tensor in self.owned[:-1])], device="cpu").cumsum(
+                0
+            )
+            shifted = zip(places, starts.tolist(), strict=True)
+            self._elements = torch.cat([place.elements + start for place, start in shifted])
+            self._saved = self._line[self._elements]
+
+    def is_of(self, places: Sequence[_Place]) -> bool:
+        """Whether the network's tensors are those that were copied, and hold what they held."""
+        return all(
+            place.tensor is tensor and _stamp(tensor) == stamp
+            for place, tensor, stamp in zip(places, self.owned, self._stamp, strict=True)
         )
+
+    @torch.no_grad()
+    def write(self, mixture: Tensor) -> None:
+        """Put a mixture (N,) into the copy."""
+        self._line.scatter_(0, self._elements, self._saved + mixture.to(self._saved.dtype))
+
+    def lend(self, places: Sequence[_Place]) -> None:
+        """Let the network use the copy."""
+        for place, view in zip(places, self._views, strict=True):
+            place.hold(view)
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int]:
+    """Return what tells that a tensor was written to: its place, and torch's count where it keeps one."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:

@@ -44,10 +44,10 @@ class _Calls(nn.Module):
 class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
-    The base is shared with its other users: it is bit for bit what it was after every run. Without gradients
-    the mixture is written into the base for the time of a run (mode ``merge``); with gradients, or with mode
-    ``soft``, the base is run with other tensors in its place. A batch is run verdict by verdict (``group``,
-    the default); ``merge`` and ``soft`` go image by image. All give the same result up to rounding.
+    The base is shared with its other users and never written to. Without gradients it is lent a copy of its
+    filters with the mixture in them; with gradients, or with mode ``soft``, it is run with other tensors in
+    their place. A batch is run verdict by verdict (``group``, the default); ``merge`` and ``soft`` go image
+    by image. All give the same up to rounding.
 
     Args:
         backbone: the base.
@@ -182,12 +182,12 @@ class Adaptive(Managed):
 
     def _mixed(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         mixer = self.mixer
-        if torch.is_grad_enabled() or self.adapter.mode == "soft" or not mixer.can_write:
+        if torch.is_grad_enabled() or self.adapter.mode == "soft" or not mixer.can_lend:
             tensors = mixer.placed(mixer.frozen(), mixer.values(weights))
             held = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
             # Every name is given; tying them once more leaves a shared module with what it was lent.
             return cast(T, functional_call(_Calls(self.backbone), held, (fn, images), tie_weights=False))
-        with mixer.written(weights):
+        with mixer.lent(weights):
             return fn(images)
 
 

@@ -225,6 +225,15 @@ def test_gradient_of_a_value_is_that_of_its_place(network):
         torch.testing.assert_close(leaf.values.grad.flatten().sort().values, expected.sort().values)
 
 
+def test_a_base_that_is_written_to_is_noticed(network):
+    _, adaptive = adapter_of(network)
+    x = images(network)
+    adaptive(x)
+    next(iter(adaptive.mixer.places)).tensor.mul_(1.1)
+    adaptive.set_adapter({"rain": 0.0})
+    assert torch.equal(adaptive(x), network(x))
+
+
 # What the contract asks.
 
 

@@ -1,0 +1,108 @@
+"""What filters for each image cost: an adaptive network beside its base, for a batch of one.
+
+Both are run in turns and their times divided run by run, so that what else the machine does falls on both
+alike; the median of the ratios counts. The split says where the difference goes: to the classifier, and to
+writing the mixture. On a machine that is shared take `--threads 1 --cpu-time`, which counts the time of this
+process alone. Run: `python benchmarks/adms_overhead.py [--side 512] [--runs 15] [--ratio 0.03]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from restorekit.contracts import Backbone
+from restorekit.registry import adapters, backbones
+from restorekit.runtime import channels_last, tune_allocator
+from restorekit_adms.network import Adaptive
+
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "nafnet width 16": ("nafnet", {"width": 16}),
+    "nafnet width 32": ("nafnet", {"width": 32}),
+    "nafnet width 32, 1-1-1-28": (
+        "nafnet",
+        {"width": 32, "encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)},
+    ),
+}
+KINDS = ("rain", "blur", "noise")
+
+
+def seconds(act: Callable[[], object], device: torch.device, clock: Callable[[], float]) -> float:
+    """Return how long a call takes, its work on the device included."""
+    started = clock()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - started
+
+
+def ratios(
+    adaptive: Adaptive, base: Backbone, image: Tensor, runs: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Return medians: seconds of the base, and shares of it that the whole and its parts take beyond."""
+    classifier, device = adaptive.adapter.classifier, image.device
+    assert classifier is not None
+    weights = adaptive.weights(image)[0]
+
+    def mix() -> None:
+        with adaptive.mixer.lent(weights):
+            pass
+
+    acts: dict[str, Callable[[], object]] = {
+        "base": lambda: base(image),
+        "adaptive": lambda: adaptive(image),
+        "classifier": lambda: classifier(image),
+        "mixing": mix,
+    }
+    for act in acts.values():
+        act()
+    rows = [{name: seconds(act, device, clock) for name, act in acts.items()} for _ in range(runs)]
+    found = {"base": statistics.median(row["base"] for row in rows)}
+    found["overhead"] = statistics.median(row["adaptive"] / row["base"] - 1 for row in rows)
+    for part in ("classifier", "mixing"):
+        found[part] = statistics.median(row[part] / row["base"] for row in rows)
+    return found
+
+
+def main() -> None:
+    """Print a line for each network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--ratio", type=float, default=0.03)
+    parser.add_argument("--cpu-time", action="store_true")
+    given = parser.parse_args()
+    clock = time.process_time if given.cpu_time else time.perf_counter
+    torch.set_num_threads(given.threads)
+    tune_allocator()
+    device = torch.device(given.device)
+    share = f"{len(KINDS)} degradations of {100 * given.ratio:g} %"
+    print(f"{given.side} x {given.side}, batch 1, {share}, {device}")
+    for name, (component, params) in NETWORKS.items():
+        torch.manual_seed(0)
+        base = backbones[component].load()(**params).eval().requires_grad_(False)
+        adapter = adapters["adms"].load()(
+            degradations=KINDS, mask="random", ratio=given.ratio, router="classifier"
+        )
+        adaptive = adapter.attach(base).eval().requires_grad_(False).to(device)
+        assert isinstance(adaptive, Adaptive)
+        channels_last(adaptive)
+        image = torch.rand(1, 3, given.side, given.side, device=device)
+        with torch.inference_mode():
+            found = ratios(adaptive, base, image.to(memory_format=torch.channels_last), given.runs, clock)
+        print(
+            f"{name:28} base {1000 * found['base']:7.1f} ms   adaptive {100 * found['overhead']:+5.2f} %"
+            f"   of it classifier {100 * found['classifier']:.2f} %, mixing {100 * found['mixing']:.2f} %"
+        )
+
+
+if __name__ == "__main__":
+    main()
