@@ -17,7 +17,7 @@ from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
 from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, fingerprint, select
 from restorekit.weights import load_into, read_tensors
 from restorekit_adms import files
-from restorekit_adms.classifier import Classifier
+from restorekit_adms.classifier import WIDTHS, Classifier
 from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, vectors_of
 from restorekit_adms.naming import check_names, unknown
 from restorekit_adms.network import Adaptive, Mode
@@ -30,7 +30,7 @@ Init = Literal["zeros", "copy"]
 Train = Literal["deltas", "classifier", "all"]
 
 # Arguments that a file states: how it acts. The others say how it was made, or name other files.
-_STATED = ("degradations", "router", "none", "temperature", "top1", "mode")
+_STATED = ("degradations", "router", "none", "temperature", "top1", "mode", "widths")
 
 
 class Adms(Adapter):
@@ -64,6 +64,8 @@ class Adms(Adapter):
         top1: act by the largest share alone.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
+        widths: features of the classifier's convolutions; fewer for a small base, beside which the published
+            size would be most of the network.
         train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or
             ``all`` with the classifier's own shares.
 
@@ -95,6 +97,7 @@ class Adms(Adapter):
         temperature: float = 1.0,
         top1: bool = False,
         mode: Mode = "auto",
+        widths: Sequence[int] = WIDTHS,
         train: Train = "deltas",
     ) -> None:
         super().__init__()
@@ -127,6 +130,9 @@ class Adms(Adapter):
                     )
         self.ratio, self.budget, self.scope, self.share = ratio, budget, scope, share
         self.unit = check_unit(unit) if unit else None
+        if not widths or min(widths) < 1:
+            raise ConfigError("params.widths", f"{list(widths)} are no widths", "write [16, 24, 32, 32, 48]")
+        self.widths = tuple(widths)
         self.exclusive, self.mask, self.seed, self.vectors, self.init = exclusive, mask, seed, vectors, init
         self.router, self.none, self.mode = RouterChoice.of(router), none, mode
         self.temperature, self.top1, self.train_what = temperature, top1, train
@@ -341,6 +347,8 @@ class Adms(Adapter):
     def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return those that say how it acts, and the degradations in their order."""
         stated = {key: value for key, value in given.items() if key in _STATED}
+        if self.classifier is not None and self.widths != WIDTHS:
+            stated["widths"] = list(self.widths)
         return {**stated, "degradations": list(self.names or self._wanted)}
 
     def file_facts(self) -> Mapping[str, str]:
@@ -450,7 +458,7 @@ class Adms(Adapter):
             if own:
                 self.none = self.none or stated.get("none", "")
                 told = (*stated.get("degradations", ()), *([stated["none"]] if stated.get("none") else []))
-                self._add_classifier(told)
+                self._add_classifier(told, stated.get("widths", ()))
                 assert self.classifier is not None
                 _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
         for name in (each for each in self._wanted if each in self.names):
@@ -476,9 +484,10 @@ class Adms(Adapter):
 
     # Training.
 
-    def _add_classifier(self, told: Sequence[str] = ()) -> None:
+    def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> None:
         self.told = tuple(told) or self.kinds
-        self.classifier = Classifier(len(self.told))
+        self.widths = tuple(widths) or self.widths
+        self.classifier = Classifier(len(self.told), self.widths)
         self.classifier.name(self.told)
 
     def _freeze(self) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 # Widths of the five convolutions: 278,595 parameters for three kinds, what is left of ADMS's count beside its
 # filters. The paper's own classifier is not described in what could be read of it.
-_WIDTHS = (48, 64, 96, 96, 128)
-_STRIDE = 2 ** len(_WIDTHS)
+WIDTHS = (48, 64, 96, 96, 128)
 # Pixels that are looked at in one piece.
 _PIECE = 2**22
 
@@ -24,23 +23,25 @@ def _hash(kinds: Sequence[str]) -> bytes:
 
 
 class Classifier(nn.Module):
-    """Tell the kind of degradation of an image: five strided convolutions, a mean over the image, one layer.
+    """Tell the kind of degradation of an image: strided convolutions, a mean over the image, one layer.
 
     Resizing would destroy what noise and blur are told by, so images of any size are taken as they are.
 
     Args:
         kinds: K.
+        widths: features of each convolution; every one halves the sides.
     """
 
     order: Tensor
 
-    def __init__(self, kinds: int) -> None:
+    def __init__(self, kinds: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
+        self._stride = 2 ** len(widths)
         layers: list[nn.Module] = []
-        for inputs, outputs in zip((3, *_WIDTHS), _WIDTHS, strict=False):
+        for inputs, outputs in zip((3, *widths), widths, strict=False):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(_WIDTHS[-1], kinds)
+        self.head = nn.Linear(widths[-1], kinds)
         # Which kind each output is: a file that is read with names in another order is noticed by it.
         self.register_buffer("order", torch.zeros(32, dtype=torch.uint8))
 
@@ -65,13 +66,13 @@ class Classifier(nn.Module):
         if height * width <= _PIECE or self.training:
             mean: Tensor = self.features(images.to(weight.device, weight.dtype)).mean((2, 3))
             return mean
-        rows = max(1, _PIECE // width // _STRIDE) * _STRIDE
-        total, count = torch.zeros(len(images), _WIDTHS[-1], dtype=torch.float64), 0
+        rows = max(1, _PIECE // width // self._stride) * self._stride
+        total, count = torch.zeros(len(images), self.head.in_features, dtype=torch.float64), 0
         for top in range(0, height, rows):
             # One more row of features on top stands in for the padding, and is left out.
-            begin = max(0, top - _STRIDE)
+            begin = max(0, top - self._stride)
             strip = images[:, :, begin : top + rows].to(weight.device, weight.dtype)
-            features = self.features(strip)[:, :, (top - begin) // _STRIDE :]
+            features = self.features(strip)[:, :, (top - begin) // self._stride :]
             total += features.sum((2, 3), dtype=torch.float64).cpu()
             count += features.shape[2] * features.shape[3]
         return (total / count).to(weight.device, weight.dtype)

@@ -445,10 +445,11 @@ def test_classifier_has_the_parameters_of_the_budget():
         assert sum(p.numel() for p in Classifier(3).parameters()) == 278_595
 
 
+@pytest.mark.parametrize("widths", [(48, 64, 96, 96, 128), (8, 12, 16)])
 @pytest.mark.parametrize("size", [(97, 130), (64, 64), (31, 200)])
-def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, monkeypatch):
+def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, widths, monkeypatch):
     torch.manual_seed(0)
-    classifier = Classifier(3).double().eval()
+    classifier = Classifier(3, widths).double().eval()
     x = torch.rand(2, 3, *size, dtype=torch.float64)
     whole = classifier(x)
     monkeypatch.setattr("restorekit_adms.classifier._PIECE", 32 * size[1])

@@ -189,6 +189,20 @@ def test_classifier_is_trained_on_kinds_and_its_verdict_reaches_the_user(folder,
     assert tiled.steps[0].tile == 64 and tiled.verdict == result.verdict
 
 
+def test_narrow_classifier_is_read_back_from_its_file(folder, base, scores, tmp_path):
+    deltas = {"degradations": ["noise", "blur"], "scores": scores}
+    _, filters = train(spec_for(folder, base, deltas), tmp_path / "deltas")
+    params = {"parts": [str(filters)], "train": "classifier", "widths": [4, 6]}
+    spec = spec_for(folder, base, params, loss="kind", stages=[{"steps": 2, "patch": 32, "batch": 2}])
+    _, weights = train(spec, tmp_path / "classifier")
+    assert load_file(weights)["classifier.head.weight"].shape == (2, 6)
+    assert pipeline_of(base, weights)(Image.of(folder / "0.png")).verdict.source == "classifier"
+    again = spec_for(folder, base, {"parts": [str(weights)], "train": "all"})
+    assert build_networks(again).trainee.adapter.widths == (4, 6)
+    with pytest.raises(ConfigError, match=r"params.widths: \[0\] are no widths"):
+        build_networks(spec_for(folder, base, {"parts": [str(filters)], "widths": [0]}))
+
+
 def test_filters_and_classifier_are_polished_together(folder, base, scores, tmp_path):
     deltas = {"degradations": ["noise", "blur"], "scores": scores}
     spec = spec_for(folder, base, {**deltas, "train": "all"}, loss={"psnr": 1, "kind": 1}, validate_every=3)
