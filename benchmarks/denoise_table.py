@@ -1,9 +1,9 @@
 """The table of README and model card: the bundled denoiser by its protocols, BM3D beside it.
 
 $ python benchmarks/bm3d_baseline.py --data CBSD68
-$ python benchmarks/denoise_table.py --data CBSD68 --write README.md plugins/zoo/.../nafnet-denoise.md
+$ python benchmarks/denoise_table.py --data CBSD68 --gray SET12 --write README.md CARD
 
-Each file of --write gets the table between the lines `<!-- figures: begin -->` and `<!-- figures: end -->`.
+The card is plugins/zoo/restorekit_zoo/files/nafnet-denoise.md. Each file of --write gets the table between the lines `<!-- figures: begin -->` and `<!-- figures: end -->`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, required=True, help="folder of clean images, CBSD68 for the README"
     )
+    parser.add_argument(
+        "--gray", type=Path, required=True, help="folder of gray images, Set12 for the README"
+    )
     parser.add_argument("--bm3d", type=Path, default=Path("runs/bm3d.jsonl"), help="from bm3d_baseline.py")
     parser.add_argument("--write", type=Path, nargs="*", default=[], help="files that hold the two marks")
     arguments = parser.parse_args()
@@ -80,13 +83,19 @@ def main() -> None:
         beside = classical(bm3d.get(sigma, {}), report)
         rows.append(f"| sigma {sigma} | {before:.2f} | {beside} | {report.mean('psnr'):.2f} |")
     rows.append(f"| clean | - | - | {clean.mean('psnr'):.2f} |")
+    gray_law, gray_samples = find_protocol("restormer-gaussian-gray"), datasets.find(arguments.gray).samples
+    for sigma in track(SIGMAS, "measuring gray"):
+        report = evaluate(restorer, gray_samples, gray_law, {"sigma": sigma})
+        before = statistics.fmean(report.degraded["psnr"])
+        rows.append(f"| gray, sigma {sigma} | {before:.2f} | - | {report.mean('psnr'):.2f} |")
     weights = pipeline.steps[0].parts[0].checkpoint
     assert weights is not None
     seconds = [each for report in (*reports.values(), clean) for each in report.seconds]
     about = (
         f"PSNR in dB, mean over {len(samples)} images ({arguments.data.name}), whole images, RGB, 8-bit. "
-        f"Protocols: `{gaussian.name}` (noise not clipped, numpy seed 0 for every image); the last row: "
-        f"`{clean.protocol}`. Median {statistics.median(seconds):.2f} s an image on {pipeline.device}. "
+        f"Protocols: `{gaussian.name}` (noise not clipped, numpy seed 0 for every image); clean: "
+        f"`{clean.protocol}`; gray: `{gray_law.name}` on {len(gray_samples)} images ({arguments.gray.name}). "
+        f"Median {statistics.median(seconds):.2f} s an image on {pipeline.device}. "
         f"Weights `{weights.name}`, sha256 `{weights.sha256}`; data sha256 `{clean.dataset_sha256[:16]}`."
     )
     table = "\n".join([*rows, "", about])

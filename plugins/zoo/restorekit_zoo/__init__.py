@@ -17,10 +17,11 @@ WEIGHTS = (
         component="nafnet",
         tag="denoise",
         file=FILES / "nafnet-denoise.safetensors",
-        sha256="b505400798d548acdb8b83cbb24256934dc40b1b00a1b6df480bb485e46a059c",
+        sha256="b4918a0317292ba0e7e4e7fac0bae3b7da27d33568b60ee1c653633cb9524796",
         licence="Apache-2.0",
-        source="trained by configs/train/nafnet-denoise.yaml on 48 CC0 and public-domain photographs",
-        task="blind colour denoising, sigma 0 to 55, with moderate JPEG compression",
+        source="trained by nafnet-denoise.yaml, then nafnet-denoise-gray.yaml of configs/train, on 48 CC0 and "
+        "public-domain photographs",
+        task="blind denoising, colour and gray, sigma 0 to 55, with moderate JPEG compression",
         memory_per_pixel=552,
         params={
             "width": 16,

@@ -53,6 +53,13 @@ def test_denoiser_removes_noise(sigma, gain):
     assert psnr(clean, restored, 1) > psnr(clean, noisy.clip(0, 1), 1) + gain
 
 
+def test_denoiser_removes_the_noise_of_a_gray_image():
+    clean = clean_scene().mean(2)
+    noisy = clean + np.random.default_rng(0).normal(0, 25 / 255, clean.shape).astype(np.float32)
+    restored = restore(noisy, "denoise").clip(0, 1)
+    assert psnr(clean[..., None], restored[..., None], 1) > psnr(clean[..., None], noisy[..., None], 1) + 7
+
+
 def test_denoiser_leaves_clean_images_alone():
     clean = clean_scene()
     assert psnr(clean, restore(clean, "denoise"), 1) > 38
