@@ -13,10 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+
+from restorekit.errors import ContractError
 
 Padding = Literal["reflect", "replicate", "zeros"]
 Tiling = Literal["supported", "discouraged", "never"]
@@ -48,6 +50,7 @@ class Backbone(nn.Module, ABC):
     overlap: int = 32
     tiling: Tiling = "supported"
     precisions: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
+    latent_features: int | None = None
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:
@@ -68,6 +71,29 @@ class Backbone(nn.Module, ABC):
     def training_outputs(self, degraded: Tensor) -> Sequence[Tensor]:
         """Return every output that training compares with the clean image, the final one first."""
         return (self(degraded),)
+
+    def encode(self, degraded: Tensor) -> tuple[Tensor, Any]:
+        """Return the deepest features (B, D, h, w), and whatever else ``decode`` needs.
+
+        Optional, for what refines or describes images by a network's own features; ``latent_features`` says
+        whether it is offered.
+
+        Raises:
+            ContractError: it is not.
+        """
+        raise ContractError(
+            f"{type(self).__name__} offers no deepest features", "use a backbone that states latent_features"
+        )
+
+    def decode(self, latent: Tensor, rest: Any) -> Tensor:
+        """Go on from ``encode``: together they are ``forward``, exactly; ``rest`` may be used again."""
+        raise ContractError(
+            f"{type(self).__name__} offers no deepest features", "use a backbone that states latent_features"
+        )
+
+    def maps(self, degraded: Tensor) -> Mapping[str, Tensor]:
+        """Return what is worth looking at inside, by name, as ``Refiner.maps``; nothing by default."""
+        return {}
 
 
 class DetectedBackbone(Backbone):
@@ -128,12 +154,58 @@ class Prior(nn.Module, ABC):
 
 
 class Refiner(nn.Module, ABC):
-    """Improves a restored image, guided by the degraded one and by a prior."""
+    """Improves a restored image, guided by the degraded one and by a prior.
+
+    Attributes:
+        channels: C of the images it takes; None for any. A gray network (1) is given the colours of an image
+            one by one, a gray image is repeated for a colour network.
+        prior_features: width of the prior that it takes; None for any.
+        inside: it works inside the backbone of the step before, see ``attach``, and not on its result.
+    """
 
     size_multiple: int = 1
     padding: Padding = "reflect"
     overlap: int = 32
+    channels: int | None = None
+    prior_features: int | None = None
+    inside: bool = False
 
     @abstractmethod
     def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
         """Two images (B, C, H, W) and the prior of the degraded one -> refined image (B, C, H, W)."""
+
+    def refine_in_parts(
+        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int
+    ) -> Tensor | None:
+        """Return what ``forward`` returns for images that are too large for the device, in several passes.
+
+        For a refiner that takes sums over the whole image, so that tiles would change its result.
+
+        Args:
+            degraded: (1, C, H, W), sides multiples of ``size_multiple``; on the CPU when larger than the
+                device.
+            restored: likewise.
+            prior: of the degraded image.
+            tile: only about ``tile * tile`` pixels may be run at a time.
+
+        Returns:
+            the refined image, where ``degraded`` lies; None by a refiner that is run on tiles instead.
+        """
+        return None
+
+    def attach(self, backbone: Backbone, prior: Prior) -> Backbone:
+        """Return the backbone with this refiner working inside, for one that states ``inside``.
+
+        Raises:
+            ContractError: it does not, or the backbone is none that it can work in.
+        """
+        raise ContractError(
+            f"{type(self).__name__} refines images, not the inside of a backbone", "put it behind the backbone"
+        )
+
+    def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Mapping[str, Tensor]:
+        """Return what is worth looking at inside, by name; nothing by default.
+
+        Each is an image or a map of any size (B, D, h, w), or a value a channel (B, D).
+        """
+        return {}
