@@ -9,6 +9,7 @@ features, ``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ class Refiner(nn.Module, ABC):
         channels: C of the images it takes; None for any. A gray network (1) is given the colours of an image
             one by one, a gray image is repeated for a colour network.
         prior_features: width of the prior that it takes; None for any.
+        in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
+            it takes sums over the image.
         inside: it works inside the backbone of the step before, see ``attach``, and not on its result.
     """
 
@@ -168,30 +171,39 @@ class Refiner(nn.Module, ABC):
     overlap: int = 32
     channels: int | None = None
     prior_features: int | None = None
+    in_parts: bool = False
     inside: bool = False
+
+    @classmethod
+    def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
+        """Return the constructor's arguments, completed by what a network to be trained will work with.
+
+        Args:
+            params: as a config gives them; what they say holds.
+            backbone: to be refined; None where it is not known before its weights are.
+            prior: will guide it.
+        """
+        takes = "prior_features" in inspect.signature(cls).parameters
+        return {**({"prior_features": prior.features} if takes else {}), **params}
 
     @abstractmethod
     def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
         """Two images (B, C, H, W) and the prior of the degraded one -> refined image (B, C, H, W)."""
 
-    def refine_in_parts(
-        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int
-    ) -> Tensor | None:
-        """Return what ``forward`` returns for images that are too large for the device, in several passes.
-
-        For a refiner that takes sums over the whole image, so that tiles would change its result.
+    def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
+        """Return what ``forward`` returns, for images that are too large for the device, in several passes.
 
         Args:
             degraded: (1, C, H, W), sides multiples of ``size_multiple``; on the CPU when larger than the
-                device.
+                device. The result lies where it lies.
             restored: likewise.
             prior: of the degraded image.
             tile: only about ``tile * tile`` pixels may be run at a time.
 
-        Returns:
-            the refined image, where ``degraded`` lies; None by a refiner that is run on tiles instead.
+        Raises:
+            ContractError: it is not offered, see ``in_parts``.
         """
-        return None
+        raise ContractError(f"{type(self).__name__} does not run in parts", "state in_parts where it does")
 
     def attach(self, backbone: Backbone, prior: Prior) -> Backbone:
         """Return the backbone with this refiner working inside, for one that states ``inside``.
@@ -200,7 +212,8 @@ class Refiner(nn.Module, ABC):
             ContractError: it does not, or the backbone is none that it can work in.
         """
         raise ContractError(
-            f"{type(self).__name__} refines images, not the inside of a backbone", "put it behind the backbone"
+            f"{type(self).__name__} refines images, not the inside of a backbone",
+            "put it behind the backbone",
         )
 
     def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Mapping[str, Tensor]:

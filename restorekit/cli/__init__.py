@@ -10,7 +10,18 @@ import sys
 
 import typer
 
-from restorekit.cli import bench, degrade, describe, doctor, evaluate, new_plugin, restore, train, weights
+from restorekit.cli import (
+    bench,
+    degrade,
+    describe,
+    doctor,
+    evaluate,
+    inspect,
+    new_plugin,
+    restore,
+    train,
+    weights,
+)
 from restorekit.cli.output import complain
 from restorekit.errors import RestoreKitError
 
@@ -22,6 +33,7 @@ app = typer.Typer(
     help="Degraded image in, restored image out.",
 )
 app.command("restore")(restore.restore)
+app.command("inspect")(inspect.inspect)
 app.command("list")(describe.list_components)
 app.command("info")(describe.info)
 app.command("plan")(describe.plan)

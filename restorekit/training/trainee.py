@@ -143,6 +143,13 @@ class RefinerTrainee(Trainee):
         self.size_multiple = math.lcm(refiner.size_multiple, backbone.size_multiple)
         self.channels, self.scale = backbone.channels, 1
         self.precisions = backbone.precisions
+        if refiner.channels not in (None, backbone.channels):
+            raise TrainingError(
+                f"the refiner takes {refiner.channels} channels, the backbone {backbone.channels}",
+                "give them the same",
+            )
+        # The two in one, where the refiner works on features.
+        self.network = refiner.attach(backbone, prior) if refiner.inside else None
         self.freeze_the_rest()
 
     @property
@@ -154,6 +161,8 @@ class RefinerTrainee(Trainee):
 
     def forward(self, degraded: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained."""
+        if self.network is not None:
+            return tuple(self.network.training_outputs(degraded)) if self.joint else (self.network(degraded),)
         if self.joint:
             outputs = tuple(self.backbone.training_outputs(degraded))
             return (self._refined(degraded, outputs[0]), *outputs)
@@ -163,6 +172,9 @@ class RefinerTrainee(Trainee):
 
     def restore(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if self.network is not None:
+            inside: Tensor = self.network(degraded)
+            return inside
         return self._refined(degraded, self.backbone(degraded))
 
     def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, leaky_relu, pad
 
@@ -52,11 +53,11 @@ def dynamic_convolution(padded: Tensor, kernels: Tensor, side: int) -> Tensor:
 
 
 def by_taps(kernels: Tensor, channels: int) -> Tensor:
-    """Reorder what is ordered by channels (channel * K * K + tap) along ``dim`` 0 to tap * channels + channel.
+    """Reorder the first dimension from channel * K * K + tap to tap * channels + channel.
 
     The values of one tap then lie together, for all channels.
     """
-    return kernels.unflatten(0, (channels, -1)).transpose(0, 1).flatten(0, 1)
+    return rearrange(kernels, "(d t) ... -> (t d) ...", d=channels)
 
 
 class ChannelScore(nn.Module):
@@ -75,7 +76,8 @@ class ChannelScore(nn.Module):
     def forward(self, means: Tensor, prior: Tensor | None) -> Tensor:
         """(B, D), (B, E) -> (B, D) in (0, 1)."""
         given = means if prior is None else torch.cat([means, prior], 1)
-        return torch.sigmoid(self.last(leaky_relu(self.first(given), SLOPE)))
+        scored: Tensor = self.last(leaky_relu(self.first(given), SLOPE))
+        return torch.sigmoid(scored)
 
 
 class PixelScore(nn.Module):
@@ -188,7 +190,7 @@ class ChannelSpatialAttention(nn.Module):
 
 
 def _replicated(x: Tensor, strip: Strip, radius: int) -> Tensor:
-    """Return rows with a halo of ``radius``, repeated beyond the border of the map: (B, D, rows, w + K - 1)."""
+    """(B, D, rows, w) -> (B, D, rows + K - 1, w + K - 1): the border of the map is repeated."""
     rows = strip.rows(radius)
     above, below = rows.start - (strip.start - radius), strip.stop + radius - rows.stop
     return pad(x, (radius, radius, above, below), mode="replicate")

@@ -91,7 +91,9 @@ class SpatialVaryingEnhancement(nn.Module):
         super().__init__()
         self.range_map, self.gate = range_map, gate
         self.score = (
-            RangeScore(features, prior_features, hidden, embedded, positions) if range_map == "prior" else None
+            RangeScore(features, prior_features, hidden, embedded, positions)
+            if range_map == "prior"
+            else None
         )
         self.short = ShortRange(features)
         self.long = nn.ModuleList(TransformerBlock(features) for _ in range(blocks))
@@ -110,7 +112,7 @@ class SpatialVaryingEnhancement(nn.Module):
         near_weight = self.short.first.weight
 
         def mixed(strip: Strip) -> Tensor:
-            near = self.short(strip.read(f, 2, near_weight), strip)
+            near: Tensor = self.short(strip.read(f, 2, near_weight), strip)
             rest = strip.read(far, 0, near_weight)
             if score is None:
                 return near + rest
@@ -142,7 +144,9 @@ def signal_to_noise(degraded: Tensor, height: int, width: int) -> Tensor:
     Brightness after a box blur of 5 x 5, divided by what the blur removed; the largest value of each image
     becomes one (Xu et al., SNR-Aware Low-Light Image Enhancement, CVPR 2022).
     """
-    weights = degraded.new_tensor(_LUMA if degraded.shape[1] == 3 else [1 / degraded.shape[1]] * degraded.shape[1])
+    weights = degraded.new_tensor(
+        _LUMA if degraded.shape[1] == 3 else [1 / degraded.shape[1]] * degraded.shape[1]
+    )
     gray = (degraded * weights[:, None, None]).sum(1, keepdim=True)
     mode = "reflect" if min(gray.shape[2:]) > 2 else "replicate"
     blurred = avg_pool2d(pad(gray, (2, 2, 2, 2), mode=mode), 5, 1)

@@ -1,4 +1,4 @@
-"""How the prior and the position reach the network: T and P of the paper, and the convolution that reads both.
+"""How prior and position reach the network: T and P of the paper, and the convolution that reads both.
 
 Shapes as in the package's docstring; rows is the height of a strip with its halo.
 """
@@ -58,7 +58,9 @@ class PositionEmbedding(nn.Module):
         weight = self.first.weight
         # Half precision cannot tell neighbouring rows of a large image apart.
         down, across = (
-            torch.linspace(-1, 1, side, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
+            torch.linspace(
+                -1, 1, side, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32)
+            )
             for side in (strip.height, width)
         )
         down = down[strip.rows(halo + 1)]
@@ -69,7 +71,7 @@ class PositionEmbedding(nn.Module):
 
 
 class GuidedConvolution(nn.Module):
-    """Convolution 3 x 3 over features, an embedded prior repeated at every pixel, and positions (eq. 2 and 5).
+    """Convolution 3 x 3 over features, the embedded prior at every pixel, and positions (eq. 2 and 5).
 
     The repeated prior is constant, so that its part of the result takes nine values, at the corners, the
     edges and inside: it is convolved on a map of 3 x 3 and never repeated.
@@ -83,7 +85,7 @@ class GuidedConvolution(nn.Module):
 
     def __init__(self, features: int, prior: int, position: int, out_features: int) -> None:
         super().__init__()
-        self.sizes = (features, prior, position)
+        self.sizes = [features, prior, position]
         self.weight = nn.Parameter(torch.empty(out_features, sum(self.sizes), 3, 3))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
@@ -100,7 +102,7 @@ class GuidedConvolution(nn.Module):
             width: w of the whole map.
             prior: embedded, (B, E).
         """
-        of_map, of_prior, of_position = self.weight.split(self.sizes, 1)
+        of_map, of_prior, of_position = torch.split(self.weight, self.sizes, 1)
         weight = torch.cat([of_map, of_position], 1).contiguous(memory_format=torch.channels_last)
         if prior is None:
             return lambda x, position, rows: conv2d(_joined(x, position), weight, padding=1)

@@ -5,7 +5,7 @@ Shapes as in the package's docstring.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import torch
@@ -36,9 +36,9 @@ class PTGRM(Refiner):
     """Pre-train-guided refinement module, PTG-RM (Xu et al., CVPR 2024, arXiv 2403.06793).
 
     Two branches of near and far range are mixed as the prior says (PTG-SVE), channels and pixels are attended
-    to as it says (PTG-CSA), and a mask and a residual correct the restored image (eq. 1). The prior is brought
-    to unit length. Normalisation and attention take sums over the whole image: never run this on tiles, but
-    by ``refine_in_parts``, which gives what ``forward`` gives.
+    to as it says (PTG-CSA), and a mask and a residual correct the restored image (eq. 1). The prior is
+    brought to unit length. Normalisation and attention take sums over the whole image: never run this on
+    tiles, but by ``refine_in_parts``, which gives what ``forward`` gives.
 
     Args:
         prior_features: F.
@@ -47,12 +47,12 @@ class PTGRM(Refiner):
         kernel: side of the kernels that every pixel gets, odd.
         long_blocks: transformer blocks of the long-range branch.
         prior_hidden: between the two layers that embed the prior; 256, or 128 for priors wider than 1024.
-        head: ``paper`` has mask and residual; ``release``, the published code, adds a residual to the restored
-            image clamped to [0, 1].
+        head: ``paper`` has mask and residual; ``release``, the published code, adds a residual to the
+            restored image clamped to [0, 1].
         mask_channels: of the mask, 1 or C, which is the default.
         gate: what the range map multiplies, the short-range branch (``paper``) or the long-range one.
-        start: ``identity`` begins with a mask of 0.98 and no residual, for a backbone that is trained already;
-            ``random`` leaves the last layer as torch makes it.
+        start: ``identity`` begins with a mask of 0.98 and no residual, for a backbone that is trained
+            already; ``random`` leaves the last layer as torch makes it.
         range_map: ``prior``; ``snr``, from how noisy the degraded image is; ``sum``, none (table 3).
         channel_attention: guided by the ``prior``, by ``features`` alone, or ``none``.
         spatial_attention: likewise.
@@ -71,6 +71,7 @@ class PTGRM(Refiner):
 
     size_multiple = 4
     padding = "reflect"
+    in_parts = True
 
     def __init__(
         self,
@@ -107,7 +108,9 @@ class PTGRM(Refiner):
             concatenation=(concatenation, Concatenation),
             level=(level, Level),
         )
-        _require(min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive")
+        _require(
+            min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive"
+        )
         _require(channels in (1, 3), f"channels is {channels}, not 1 or 3")
         _require(kernel % 2 == 1 and kernel > 0, f"kernel is {kernel}, not odd and positive")
         _require(mask_channels in (1, channels), f"mask_channels is {mask_channels}, not 1 or {channels}")
@@ -123,9 +126,11 @@ class PTGRM(Refiner):
             level == "image" or range_map != "snr", "the range map 'snr' is for images, level is 'feature'"
         )
         self.prior_features, self.channels, self.dense_features = prior_features, channels, dense_features
-        self.head, self.mask_channels, self.level = head, mask_channels, level
+        # What the decoder returns, in this order: the mask, if any, and the residual.
+        self.parts = [mask_channels * (head == "paper"), channels]
+        self.head, self.level = head, level
         self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
-        self.inside = level == "feature"
+        self.inside, self.latent_features = level == "feature", latent_features
         hidden = prior_hidden or (256 if prior_features <= _WIDE_PRIOR else 128)
         given = {"none": 0, "vector": prior_features, "map": dense_features}[concatenation]
         self.concatenated = nn.Conv2d(width + given, width, 1, bias=False) if given else None
@@ -147,9 +152,19 @@ class PTGRM(Refiner):
             self.decoder: nn.Module = FeatureDecoder(width, 1 + latent_features)
         else:
             self.encoder = ImageEncoder(2 * channels, width)
-            self.decoder = ImageDecoder(width, channels + mask_channels * (head == "paper"))
+            self.decoder = ImageDecoder(width, sum(self.parts))
         if start == "identity":
             self._start_as_identity()
+
+    @classmethod
+    def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
+        """Return the arguments for this prior, the channels of the backbone, and its deepest features."""
+        known: dict[str, Any] = {"prior_features": prior.features}
+        if backbone is not None and backbone.channels == 1:
+            known["channels"] = 1
+        if backbone is not None and params.get("level") == "feature":
+            known["latent_features"] = backbone.latent_features
+        return {**known, **params}
 
     def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
         """(B, C, H, W) twice and the prior of the degraded one -> (B, C, H, W); any size.
@@ -159,9 +174,7 @@ class PTGRM(Refiner):
         """
         return self._refined(degraded, restored, prior, Work.on(self._anchor.device))
 
-    def refine_in_parts(
-        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int
-    ) -> Tensor:
+    def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
         """Return what ``forward`` returns, with about ``tile * tile`` pixels at a time on the device.
 
         Images and maps lie where ``degraded`` lies. Sums over the image are taken part by part, exactly.
@@ -182,7 +195,7 @@ class PTGRM(Refiner):
             values: Tensor = self.decoder(f, work, lambda values, strip: values)
             values = values[..., :height, :width]
         if self.head == "paper":
-            mask, values = values.split([self.mask_channels, self.channels], 1)
+            mask, values = torch.split(values, self.parts, 1)
             maps["I_m"] = torch.sigmoid(mask)
         return {**maps, "I_r": values}
 
@@ -199,7 +212,7 @@ class PTGRM(Refiner):
         latent = latent.detach() if self.detach else latent
         guide, dense = self._guide(prior)
         f, maps = self._guided(self.encoder(latent), guide, dense, None, Work.on(self._anchor.device))
-        mask, residual = self.decoder(f).split([1, latent.shape[1]], 1)
+        mask, residual = torch.split(self.decoder(f), [1, latent.shape[1]], 1)
         # One is added, so that a network whose last layer is zero is exactly the identity.
         return torch.addcmul(latent, latent, mask) + residual, {**maps, "m": 1 + mask, "r": residual}
 
@@ -236,7 +249,7 @@ class PTGRM(Refiner):
             after = strip.read(restored, 0, values)
             if self.head == "release":
                 return after.clamp(0, 1) + values
-            mask, residual = values.split([self.mask_channels, self.channels], 1)
+            mask, residual = torch.split(values, self.parts, 1)
             return torch.lerp(strip.read(degraded, 0, values), after, torch.sigmoid(mask)) + residual
 
         refined: Tensor = self.decoder(f, work, finish)
@@ -253,7 +266,8 @@ class PTGRM(Refiner):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, D, h, w) -> (B, D, h, w), and the maps that it was made with."""
         if self.concatenated is not None:
-            of_map, of_prior = self.concatenated.weight.split([f.shape[1], self.concatenated.in_channels - f.shape[1]], 1)
+            parts = [f.shape[1], self.concatenated.in_channels - f.shape[1]]
+            of_map, of_prior = torch.split(self.concatenated.weight, parts, 1)
             given = guide[:, :, None, None] if dense is None else dense
             # Projecting before enlarging gives the same: both are linear, and one acts on pixels alone.
             added = conv2d(given, of_prior)
@@ -291,7 +305,7 @@ class PTGRM(Refiner):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         if self.level == "image" and self.head == "paper":
-            nn.init.constant_(last.bias[: self.mask_channels], _TRUST)
+            nn.init.constant_(last.bias[: self.parts[0]], _TRUST)
 
 
 class RefinedBackbone(Backbone):
@@ -316,7 +330,7 @@ class RefinedBackbone(Backbone):
                 f"ptgrm of level {refiner.level!r} refines images, not a backbone's features",
                 "give it params level: feature",
             )
-        given, taken = backbone.latent_features, refiner.encoder.first.in_channels
+        given, taken = backbone.latent_features, refiner.latent_features
         name = type(backbone).__name__
         if given != taken:
             offers = "offers no deepest features" if given is None else f"has {given} deepest features"
@@ -325,7 +339,11 @@ class RefinedBackbone(Backbone):
                 "use another backbone, or refine its result with level: image",
             )
         self.backbone, self.refiner, self.prior = backbone, refiner, prior
-        self.size_multiple, self.padding, self.scale = backbone.size_multiple, backbone.padding, backbone.scale
+        self.size_multiple, self.padding, self.scale = (
+            backbone.size_multiple,
+            backbone.padding,
+            backbone.scale,
+        )
         self.channels, self.out_channels = backbone.channels, backbone.out_channels
         self.overlap, self.precisions = backbone.overlap, backbone.precisions
 
@@ -345,7 +363,7 @@ class RefinedBackbone(Backbone):
         return self.backbone.decode(refined, rest), self.backbone.decode(latent, rest)
 
     def maps(self, degraded: Tensor) -> dict[str, Tensor]:
-        """Return M, M_c and M_s as ``PTGRM.maps``, the mask m (B, 1, h, w) and the residual r (B, L, h, w)."""
+        """Return M, M_c, M_s as ``PTGRM.maps`` does, mask m (B, 1, h, w) and residual r (B, L, h, w)."""
         with torch.no_grad():
             latent, _ = self.backbone.encode(degraded)
             return self.refiner.refine_latent(latent, self._described(degraded))[1]
@@ -355,7 +373,7 @@ class RefinedBackbone(Backbone):
         return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
 
     def _described(self, degraded: Tensor) -> PriorFeatures:
-        weight = self.refiner.decoder.last.weight
+        weight = next(self.refiner.parameters())
         colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
         with torch.no_grad():
             described: PriorFeatures = self.prior(colour.clamp(0, 1).to(weight.device, weight.dtype))

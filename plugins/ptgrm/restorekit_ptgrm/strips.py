@@ -72,9 +72,7 @@ class Work:
         for start in range(0, height, rows):
             yield Strip(start, min(start + rows, height), height)
 
-    def map(
-        self, act: Callable[[Strip], Tensor], height: int, row_bytes: int, home: torch.device
-    ) -> Tensor:
+    def map(self, act: Callable[[Strip], Tensor], height: int, row_bytes: int, home: torch.device) -> Tensor:
         """Return the map of which ``act`` gives the rows of each strip, or a multiple of them.
 
         Args:

@@ -29,9 +29,7 @@ class ChannelAttention(nn.Module):
         super().__init__()
         self.temperature = nn.Parameter(torch.ones(1))
         self.expand = nn.Conv2d(features, 3 * features, 1, bias=False)
-        self.depthwise = nn.Conv2d(
-            3 * features, 3 * features, 3, padding=1, groups=3 * features, bias=False
-        )
+        self.depthwise = nn.Conv2d(3 * features, 3 * features, 3, padding=1, groups=3 * features, bias=False)
         self.project = nn.Conv2d(features, features, 1, bias=False)
 
     def mixing(self, products: Tensor, squares: Tensor) -> Tensor:
@@ -91,7 +89,7 @@ class TransformerBlock(nn.Module):
 
         def values(strip: Strip) -> Tensor:
             wide = attention.depthwise(attention.expand(self.norm1(strip.read(x, 1, weight))))
-            queries_keys, value = strip.trim(wide, 1).split([2 * x.shape[1], x.shape[1]], 1)
+            queries_keys, value = torch.split(strip.trim(wide, 1), [2 * x.shape[1], x.shape[1]], 1)
             rows = rearrange(queries_keys, "b d h w -> b (h w) d").to(exact(wide))
             with _no_autocast(wide.device):
                 gram = rows.mT @ rows
@@ -105,7 +103,8 @@ class TransformerBlock(nn.Module):
         def fed(strip: Strip) -> Tensor:
             added = rearrange(strip.read(value, 1, weight), "b d h w -> b h w d") @ mixing.mT[:, None]
             attended = strip.read(x, 1, weight) + rearrange(added, "b h w d -> b d h w")
-            return strip.trim(attended, 1) + self.feed_forward(self.norm2(attended), strip)
+            added = self.feed_forward(self.norm2(attended), strip)
+            return torch.add(strip.trim(attended, 1), added)
 
         return work.map(fed, height, row_bytes(x, 16 * x.shape[1]), x.device)
 
