@@ -175,7 +175,10 @@ class Moments:
 
 
 def _normed(x: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
-    # The function and not the layer, which refuses a single pixel in training mode.
+    if x.shape[2:].numel() == 1:
+        # torch refuses a single pixel, of which nothing is left but the bias.
+        assert norm.weight is not None and norm.bias is not None
+        return (x - x) * norm.weight[:, None, None] + norm.bias[:, None, None]
     normed = instance_norm(x.to(exact(x)), weight=norm.weight, bias=norm.bias, eps=norm.eps)
     return normed.to(x.dtype)
 
