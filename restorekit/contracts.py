@@ -9,6 +9,7 @@ features, ``h w`` prior grid. Images are RGB float; clean images lie in [0, 1], 
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,8 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
+
+from restorekit.errors import ContractError
 
 Padding = Literal["reflect", "replicate", "zeros"]
 Tiling = Literal["supported", "discouraged", "never"]
@@ -75,6 +78,7 @@ class Backbone(nn.Module, ABC):
             is reported.
         judges: ``for_image`` returns a ``Judged``, and is called for every image, also for one that is run in
             one piece.
+        latent_features: channels of what ``encode`` returns; None for a network that offers none.
     """
 
     size_multiple: int = 1
@@ -86,6 +90,7 @@ class Backbone(nn.Module, ABC):
     tiling: Tiling = "supported"
     precisions: frozenset[torch.dtype] = frozenset({torch.float32, torch.bfloat16, torch.float16})
     judges: bool = False
+    latent_features: int | None = None
 
     @abstractmethod
     def forward(self, degraded: Tensor) -> Tensor:
@@ -107,6 +112,29 @@ class Backbone(nn.Module, ABC):
     def training_outputs(self, degraded: Tensor) -> Sequence[Tensor]:
         """Return every output that training compares with the clean image, the final one first."""
         return (self(degraded),)
+
+    def encode(self, degraded: Tensor) -> tuple[Tensor, Any]:
+        """Return the deepest features (B, D, h, w), and whatever else ``decode`` needs.
+
+        Optional, for what refines or describes images by a network's own features; ``latent_features`` says
+        whether it is offered.
+
+        Raises:
+            ContractError: it is not.
+        """
+        raise ContractError(
+            f"{type(self).__name__} offers no deepest features", "use a backbone that states latent_features"
+        )
+
+    def decode(self, latent: Tensor, rest: Any) -> Tensor:
+        """Go on from ``encode``: together they are ``forward``, exactly; ``rest`` may be used again."""
+        raise ContractError(
+            f"{type(self).__name__} offers no deepest features", "use a backbone that states latent_features"
+        )
+
+    def maps(self, degraded: Tensor) -> Mapping[str, Tensor]:
+        """Return what is worth looking at inside, by name, as ``Refiner.maps``; nothing by default."""
+        return {}
 
 
 class DetectedBackbone(Backbone):
@@ -232,12 +260,70 @@ class Prior(nn.Module, ABC):
 
 
 class Refiner(nn.Module, ABC):
-    """Improves a restored image, guided by the degraded one and by a prior."""
+    """Improves a restored image, guided by the degraded one and by a prior.
+
+    Attributes:
+        channels: C of the images it takes; None for any. A gray network (1) is given the colours of an image
+            one by one, a gray image is repeated for a colour network.
+        prior_features: width of the prior that it takes; None for any.
+        in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
+            it takes sums over the image.
+        inside: it works inside the backbone of the step before, see ``attach``, and not on its result.
+    """
 
     size_multiple: int = 1
     padding: Padding = "reflect"
     overlap: int = 32
+    channels: int | None = None
+    prior_features: int | None = None
+    in_parts: bool = False
+    inside: bool = False
+
+    @classmethod
+    def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
+        """Return the constructor's arguments, completed by what a network to be trained will work with.
+
+        Args:
+            params: as a config gives them; what they say holds.
+            backbone: to be refined; None where it is not known before its weights are.
+            prior: will guide it.
+        """
+        takes = "prior_features" in inspect.signature(cls).parameters
+        return {**({"prior_features": prior.features} if takes else {}), **params}
 
     @abstractmethod
     def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
         """Two images (B, C, H, W) and the prior of the degraded one -> refined image (B, C, H, W)."""
+
+    def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
+        """Return what ``forward`` returns, for images that are too large for the device, in several passes.
+
+        Args:
+            degraded: (1, C, H, W), sides multiples of ``size_multiple``; on the CPU when larger than the
+                device. The result lies where it lies.
+            restored: likewise.
+            prior: of the degraded image.
+            tile: only about ``tile * tile`` pixels may be run at a time.
+
+        Raises:
+            ContractError: it is not offered, see ``in_parts``.
+        """
+        raise ContractError(f"{type(self).__name__} does not run in parts", "state in_parts where it does")
+
+    def attach(self, backbone: Backbone, prior: Prior) -> Backbone:
+        """Return the backbone with this refiner working inside, for one that states ``inside``.
+
+        Raises:
+            ContractError: it does not, or the backbone is none that it can work in.
+        """
+        raise ContractError(
+            f"{type(self).__name__} refines images, not the inside of a backbone",
+            "put it behind the backbone",
+        )
+
+    def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Mapping[str, Tensor]:
+        """Return what is worth looking at inside, by name; nothing by default.
+
+        Each is an image or a map of any size (B, D, h, w), or a value a channel (B, D).
+        """
+        return {}

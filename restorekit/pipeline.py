@@ -157,12 +157,30 @@ class Step:
                 main = cast(Adapter, build(part)).attach(main)
         elif len(parts) > 1:
             self.prior = cast(Prior, build(parts[1]))
+            _check_width(parts, cast(Refiner, main), self.prior)
         self.network = cast("Backbone | Refiner", main)
+
+    def put_inside(self, before: Step | None) -> None:
+        """Let a refiner that works inside a backbone do so in that of the step before.
+
+        Raises:
+            ConfigError: there is no such step.
+            ContractError: the refiner cannot work in it.
+        """
+        assert isinstance(self.network, Refiner) and self.prior is not None
+        if before is None or not isinstance(before.network, Backbone):
+            main = self.parts[0]
+            raise ConfigError(
+                main.where,
+                f"{main.entry.name} works inside a backbone, and the step before is none",
+                "put it right after a restore step",
+            )
+        before.network = self.network.attach(before.network, self.prior)
 
     @cached_property
     def memory(self) -> int | None:
         """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured."""
-        return memory_per_pixel(self.network) if isinstance(self.network, Backbone) else None
+        return memory_of(self.network)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the networks; channels innermost is faster on every device that was measured."""
@@ -184,7 +202,11 @@ class Step:
             name = str(conditions.dtype).removeprefix("torch.")
             conditions.events.append(f"not known to work in {name}, ran in float32")
             conditions.dtype = torch.float32
-        output, tile = self._run_finite(degraded, current, conditions)
+        if isinstance(self.network, Refiner) and self.network.inside:
+            # It has run within the step before.
+            output, tile = current, 0
+        else:
+            output, tile = self._run_finite(degraded, current, conditions)
         main = self.parts[0]
         record = StepRecord(
             verb=self.verb,
@@ -194,7 +216,7 @@ class Step:
             weights_sha256=main.checkpoint.sha256 if main.checkpoint else None,
             parameters=main.params,
             tile=tile,
-            overlap=self._overlap(conditions) if tile else 0,
+            overlap=self._overlap(conditions) if tile and not self._in_parts else 0,
             dtype=str(conditions.dtype).removeprefix("torch."),
             device=str(conditions.device),
             seconds=round(time.perf_counter() - started, 4),
@@ -221,6 +243,10 @@ class Step:
             )
         return output, tile
 
+    @property
+    def _in_parts(self) -> bool:
+        return isinstance(self.network, Refiner) and self.network.in_parts
+
     def _overlap(self, conditions: _Conditions) -> int:
         size, overlap = conditions.tile.size, conditions.tile.overlap
         if overlap != "auto":
@@ -239,7 +265,7 @@ class Step:
             if tile not in ("auto", 0):
                 conditions.events.append("tiles are not for this network, ran on the whole image")
             tile = 0
-        elif tile == "auto" and isinstance(network, Refiner):
+        elif tile == "auto" and isinstance(network, Refiner) and not network.in_parts:
             # A refiner may pool over its input, and then tiles change its result: they have to be asked for.
             tile = 0
         elif tile == "auto":
@@ -252,13 +278,7 @@ class Step:
             tiler = Tiler(size, overlap)
             if isinstance(network, Refiner):
                 assert features is not None
-                return self._tiled(
-                    lambda before, after: network(before, after, features),
-                    tiler,
-                    conditions,
-                    degraded,
-                    current,
-                )
+                return self._refined(network, features, tiler, conditions, degraded, current)
             outputs = []
             # What an attempt that ran out of memory had found is found again.
             conditions.verdicts.clear()
@@ -287,6 +307,52 @@ class Step:
             )
         return output, tile
 
+    def _refined(
+        self,
+        network: Refiner,
+        features: PriorFeatures,
+        tiler: Tiler,
+        conditions: _Conditions,
+        degraded: Tensor,
+        current: Tensor,
+    ) -> Tensor:
+        channels = current.shape[1] if network.channels is None else network.channels
+        outputs = []
+        for before, after in zip(_planes(degraded, channels), _planes(current, channels), strict=True):
+            height, width = after.shape[-2:]
+            if network.in_parts and not tiler.is_whole(height, width, network.size_multiple):
+                before, after = (
+                    pad_to_multiple(one, network.size_multiple, network.padding) for one in (before, after)
+                )
+                refined = network.refine_in_parts(before, after, features, tiler.size)
+                conditions.progress(1, 1)
+                outputs.append(refined[..., :height, :width])
+            else:
+                act = partial(_refine, network, features)
+                outputs.append(self._tiled(act, tiler, conditions, before, after))
+        return _merged(outputs, current.shape[1])
+
+    def maps(self, degraded: Tensor, current: Tensor, conditions: _Conditions) -> dict[str, Tensor]:
+        """Return what the network offers to look at, by name, for whole images (1, C, H, W)."""
+        network = self.network
+        if isinstance(network, Refiner) and network.inside:
+            return {}
+        self.to(conditions.device, conditions.dtype)
+
+        def given(image: Tensor) -> Tensor:
+            channels = image.shape[1] if network.channels is None else network.channels
+            # A gray network sees a colour image as gray, here where it is only looked at.
+            planes = _planes(image, channels)
+            image = torch.stack(planes).mean(0)
+            image = pad_to_multiple(image, network.size_multiple, network.padding)
+            return image.to(conditions.device, conditions.dtype, memory_format=torch.channels_last)
+
+        if isinstance(network, Backbone):
+            return dict(network.maps(given(current)))
+        features = self._features(degraded, conditions)
+        assert features is not None
+        return dict(network.maps(given(degraded), given(current), features))
+
     def _tiled(
         self, act: Callable[..., Tensor], tiler: Tiler, conditions: _Conditions, *images: Tensor
     ) -> Tensor:
@@ -310,7 +376,46 @@ class Step:
         if self.prior is None:
             return None
         colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
-        return cast(PriorFeatures, self.prior(colour.clamp(0, 1).to(conditions.device, conditions.dtype)))
+        features = cast(PriorFeatures, self.prior(colour.clamp(0, 1).to(conditions.device, conditions.dtype)))
+        # In half precision the step is run again in float32, as for any other network.
+        if conditions.dtype == torch.float32 and not check_finite(features.glob):
+            raise ContractError(
+                f"prior {self.parts[1].entry.name} returned values that are not finite",
+                "check its weights and the input",
+            )
+        return features
+
+
+def _refine(network: Refiner, features: PriorFeatures, before: Tensor, after: Tensor) -> Tensor:
+    refined: Tensor = network(before, after, features)
+    return refined
+
+
+def memory_of(network: nn.Module) -> int | None:
+    """Return ``memory_per_pixel`` of a backbone or a refiner; None when it cannot be measured."""
+    if isinstance(network, Backbone):
+        return memory_per_pixel(network)
+    if not isinstance(network, Refiner) or network.prior_features is None or network.inside:
+        return None
+    channels, features = network.channels or 3, network.prior_features
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+    def example(side: int) -> tuple[Tensor, Tensor, PriorFeatures]:
+        images = torch.empty(2, 1, channels, side, side, dtype=dtype, device="meta")
+        return images[0], images[1], PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
+
+    return memory_per_pixel(network, example)
+
+
+def _check_width(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
+    if refiner.prior_features not in (None, prior.features):
+        name, guide = (part.entry.name for part in parts[:2])
+        raise ConfigError(
+            f"{parts[0].where}.prior",
+            f"{name} was built for a prior of {refiner.prior_features} features, "
+            f"{guide} has {prior.features}",
+            "name the prior that it was trained with",
+        )
 
 
 def _planes(image: Tensor, channels: int) -> list[Tensor]:
@@ -396,6 +501,9 @@ class Pipeline:
         for notice in check_licences(every_part, resolve_policy(license_policy)):
             log.warning("%s", notice)
         steps = [Step([_present(part, offline, downloading) for part in parts]) for parts in planned]
+        for before, step in zip([None, *steps[:-1]], steps, strict=True):
+            if isinstance(step.network, Refiner) and step.network.inside:
+                step.put_inside(before)
         return cls(steps, spec, where, precision)
 
     def __call__(
@@ -439,6 +547,27 @@ class Pipeline:
         ]
         return RestoreResult(image.replace_pixels(current[0]), tuple(records), self.spec, tuple(warnings))
 
+    def look(self, image: Image) -> tuple[Image, dict[str, dict[str, Tensor]]]:
+        """Return the restored image, and what its components offer to look at on the way.
+
+        Args:
+            image: degraded; networks are run on the whole of it to be looked at.
+
+        Returns:
+            the restored image, and for each step, as ``1 ptgrm``, maps (1, D, h, w) or (1, D) by name.
+        """
+        degraded = current = image.pixels[None]
+        looks: dict[str, dict[str, Tensor]] = {}
+        with torch.inference_mode():
+            for number, step in enumerate(self.steps, 1):
+                conditions = _Conditions(
+                    self.device, self.dtype, self.spec.tile, lambda done, total: None, []
+                )
+                name = "+".join(part.entry.name for part in step.parts)
+                looks[f"{number} {name}"] = step.maps(degraded, current, conditions)
+                current, _ = step.run(degraded, current, conditions)
+        return image.replace_pixels(current[0]), looks
+
 
 def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None]:
     def report(done: int, total: int) -> None:
@@ -465,7 +594,7 @@ def built_facts(part: Part) -> dict[str, Any]:
     elif part.checkpoint and tensors is not None:
         check_fit(module, tensors, part.checkpoint.file)
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    memory = memory_per_pixel(module) if isinstance(module, Backbone) else None
+    memory = memory_of(module)
     return {**facts, "parameters": parameters, "memory_per_pixel": memory}
 
 

@@ -106,14 +106,25 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
         def run(network: nn.Module, degraded: Tensor) -> Tensor:
             restored = 0.9 * degraded
             kept = restored.clone()
-            refined: Tensor = network(degraded, restored, _guidance(guide, degraded))
+            guidance = _guidance(guide, degraded.expand(-1, 3, -1, -1))
+            refined: Tensor = network(degraded, restored, guidance)
             _require(torch.equal(restored, kept), f"{name} changes the restored image in place")
             return refined
 
         _check_attributes(name, refiner, ("size_multiple",))
+        channels = refiner.channels or 3
         for height, width in _sizes(refiner.size_multiple):
-            _check_images(name, refiner, lambda x: run(refiner, x), _images(3, height, width))
-        image = torch.rand(1, 3, *_sizes(refiner.size_multiple)[0])
+            images = _images(channels, height, width)
+            _check_images(name, refiner, lambda x: run(refiner, x), images)
+            if refiner.in_parts:
+                image, guidance = images[:1], _guidance(guide, images[:1].expand(-1, 3, -1, -1))
+                parts = refiner.refine_in_parts(image, 0.9 * image, guidance, 8)
+                _require_close(
+                    parts,
+                    refiner(image, 0.9 * image, guidance),
+                    f"{name}.refine_in_parts does not act like it",
+                )
+        image = torch.rand(1, channels, *_sizes(refiner.size_multiple)[0])
         _check_state(cls, params, refiner, lambda network: run(network, image))
         _check_meta(cls, params)
 
@@ -298,6 +309,13 @@ def _check_backbone(name: str, backbone: Backbone) -> None:
         _require_close(backbone(image), expected, f"{name}.for_image changes the network itself")
         outputs = backbone.training_outputs(image)
         _require_close(outputs[0], expected, f"{name}.training_outputs does not begin with the final output")
+        if backbone.latent_features is not None:
+            latent, rest = backbone.encode(image)
+            found, features = latent.shape[1], backbone.latent_features
+            _require(found == features, f"{name}.encode returns {found} features, states {features}")
+            for _ in range(2):
+                together = f"{name}: decode(*encode(image)) is not forward(image)"
+                _require(torch.equal(backbone.decode(latent, rest), expected), together)
 
 
 def _check_images(

@@ -18,6 +18,7 @@ from restorekit.cli import (
     doctor,
     evaluate,
     faig,
+    inspect,
     new_plugin,
     restore,
     train,
@@ -34,6 +35,7 @@ app = typer.Typer(
     help="Degraded image in, restored image out.",
 )
 app.command("restore")(restore.restore)
+app.command("inspect")(inspect.inspect)
 app.command("list")(describe.list_components)
 app.command("info")(describe.info)
 app.command("plan")(describe.plan)

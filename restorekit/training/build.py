@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -69,7 +68,7 @@ def build_networks(spec: TrainSpec) -> Networks:
     for key in _ORDER:
         if key in parts:
             if key == "refiner":
-                parts[key] = _fitting(parts[key], cast(Prior, modules["prior"]))
+                parts[key] = _fitting(parts[key], modules)
             modules[key] = _fresh(parts[key]) if key in trained else build(parts[key])
     backbone = cast(Backbone, modules["backbone"])
     if "refiner" in parts:
@@ -112,21 +111,21 @@ def _check_arguments(parts: Mapping[str, Part]) -> None:
             kind = parts[key].entry.load()
             # A bridge takes its arguments with the tensors of a file, which is not opened yet.
             if not (isinstance(kind, type) and issubclass(kind, DetectedBackbone)):
-                prior = cast("Prior | None", modules.get("prior"))
-                modules[key] = construct(_fitting(parts[key], prior) if prior else parts[key])
+                modules[key] = construct(_fitting(parts[key], modules))
 
 
 def _with_file(part: Part) -> Part:
     return replace(part, checkpoint=ensure(part.checkpoint)) if part.checkpoint else part
 
 
-def _fitting(refiner: Part, prior: Prior) -> Part:
-    """Tell a refiner how many features its prior has, where it asks and the config does not say."""
-    takes = inspect.signature(refiner.entry.load()).parameters if refiner.kind == "refiner" else {}
-    if "prior_features" not in takes or "prior_features" in refiner.params:
-        return refiner
-    params = {**refiner.ref.params, "prior_features": prior.features}
-    return replace(refiner, ref=refiner.ref.model_copy(update={"params": params}))
+def _fitting(part: Part, modules: Mapping[str, nn.Module]) -> Part:
+    """Complete the arguments of a refiner by what its prior and its backbone are like."""
+    kind = part.entry.load()
+    if part.kind != "refiner" or not hasattr(kind, "fitted"):
+        return part
+    backbone = cast("Backbone | None", modules.get("backbone"))
+    params = kind.fitted(part.params, backbone, cast(Prior, modules["prior"]))
+    return replace(part, ref=part.ref.model_copy(update={"params": params}))
 
 
 def _fresh(part: Part) -> nn.Module:

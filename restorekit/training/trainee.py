@@ -187,6 +187,13 @@ class RefinerTrainee(Trainee):
         self.size_multiple = math.lcm(refiner.size_multiple, backbone.size_multiple)
         self.channels, self.scale = backbone.channels, 1
         self.precisions = backbone.precisions
+        if refiner.channels not in (None, backbone.channels):
+            raise TrainingError(
+                f"the refiner takes {refiner.channels} channels, the backbone {backbone.channels}",
+                "give them the same",
+            )
+        # The two in one, where the refiner works on features.
+        self.network = refiner.attach(backbone, prior) if refiner.inside else None
         self.freeze_the_rest()
 
     @property
@@ -198,6 +205,10 @@ class RefinerTrainee(Trainee):
 
     def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
         """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained."""
+        if self.network is not None:
+            if self.joint:
+                return Outputs(tuple(self.network.training_outputs(degraded)))
+            return Outputs((self.network(degraded),))
         if self.joint:
             outputs = tuple(self.backbone.training_outputs(degraded))
             return Outputs((self._refined(degraded, outputs[0]), *outputs))
@@ -207,6 +218,9 @@ class RefinerTrainee(Trainee):
 
     def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
+        if self.network is not None:
+            inside: Tensor = self.network(degraded)
+            return inside
         return self._refined(degraded, self.backbone(degraded))
 
     def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -13,6 +13,15 @@ from restorekit.tiling import pad_to_multiple
 from restorekit_nafnet.blocks import Block, Kind, Stage
 from restorekit_nafnet.pooling import LocalMean, Pool, given, given_always, global_mean
 from restorekit_nafnet.statistics import in_strips, mean_in_strips
+
+
+class _Rest(NamedTuple):
+    """What the way up needs beside the deepest features: the padded image, skips, the size before."""
+
+    padded: Tensor
+    skips: list[Tensor]
+    height: int
+    width: int
 
 
 class _UNet(Backbone):
@@ -37,6 +46,7 @@ class _UNet(Backbone):
         super().__init__()
         self.channels, self.padding = channels, padding
         self.size_multiple = 2 ** len(encoder_blocks)
+        self.latent_features = width * 2 ** len(encoder_blocks)
         self.pool: Pool = global_mean
         if local_window is not None:
             sides = (local_window, local_window) if isinstance(local_window, int) else tuple(local_window)
@@ -62,19 +72,32 @@ class _UNet(Backbone):
 
     def forward(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); any size, padded inside as the published network does."""
-        height, width = degraded.shape[-2:]
+        return self.decode(*self.encode(degraded))
+
+    def encode(self, degraded: Tensor) -> tuple[Tensor, _Rest]:
+        """Return what the middle blocks give (B, D, h, w), and what the way up adds."""
         padded = pad_to_multiple(degraded, self.size_multiple, self.padding)
-        return self.run(padded, self.pool)[..., :height, :width]
+        latent, skips = self._down(padded, self.pool)
+        return latent, _Rest(padded, skips, degraded.shape[2], degraded.shape[3])
+
+    def decode(self, latent: Tensor, rest: _Rest) -> Tensor:
+        """(B, D, h, w), and the rest of ``encode`` -> (B, C, H, W)."""
+        return self._up(latent, rest.skips, rest.padded, self.pool)[..., : rest.height, : rest.width]
 
     def run(self, degraded: Tensor, pool: Pool) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W), sides multiples of ``size_multiple``; ``pool`` feeds attention."""
+        return self._up(*self._down(degraded, pool), degraded, pool)
+
+    def _down(self, degraded: Tensor, pool: Pool) -> tuple[Tensor, list[Tensor]]:
         x: Tensor = self.intro(degraded)
         skips = []
         for stage, down in zip(self.encoders, self.downs, strict=True):
             x = stage(x, pool)
             skips.append(x)
             x = down(x)
-        x = self.middle_blks(x, pool)
+        return self.middle_blks(x, pool), skips
+
+    def _up(self, x: Tensor, skips: Sequence[Tensor], degraded: Tensor, pool: Pool) -> Tensor:
         for stage, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
             x = stage(up(x) + skip, pool)
         restored: Tensor = self.ending(x) + degraded

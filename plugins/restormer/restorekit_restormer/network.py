@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class Restormer(Backbone):
             )
 
         features = [dim * 2**level for level in range(4)]
+        self.latent_features = features[3]
         # The published name has this extra level.
         self.patch_embed = nn.ModuleDict({"proj": _convolution(channels, dim, 3, bias=False)})
         self.encoder_level1 = stage(0, blocks[0], features[0])
@@ -84,20 +86,38 @@ class Restormer(Backbone):
 
     def forward(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W); H and W are multiples of 8."""
+        return self.decode(*self.encode(degraded))
+
+    def encode(self, degraded: Tensor) -> tuple[Tensor, _Rest]:
+        """Return the lowest level (B, 8 dim, H / 8, W / 8), and what the way up adds."""
         embedded = self.patch_embed["proj"](degraded.contiguous(memory_format=torch.channels_last))
         skip1 = self.encoder_level1(embedded)
         skip2 = self.encoder_level2(self.down1_2(skip1))
         skip3 = self.encoder_level3(self.down2_3(skip2))
-        x = self.latent(self.down3_4(skip3))
-        x = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(x), skip3], 1)))
-        x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), skip2], 1)))
-        x = self.decoder_level1(torch.cat([self.up2_1(x), skip1], 1))
+        latent: Tensor = self.latent(self.down3_4(skip3))
+        return latent, _Rest(degraded, embedded, skip1, skip2, skip3)
+
+    def decode(self, latent: Tensor, rest: _Rest) -> Tensor:
+        """(B, 8 dim, H / 8, W / 8), and the rest of ``encode`` -> (B, C, H, W)."""
+        x = self.decoder_level3(self.reduce_chan_level3(torch.cat([self.up4_3(latent), rest.skip3], 1)))
+        x = self.decoder_level2(self.reduce_chan_level2(torch.cat([self.up3_2(x), rest.skip2], 1)))
+        x = self.decoder_level1(torch.cat([self.up2_1(x), rest.skip1], 1))
         x = self.refinement(x)
         if self.skip_conv is None:
-            restored: Tensor = self.output(x) + degraded
+            restored: Tensor = self.output(x) + rest.degraded
         else:
-            restored = self.output(x + self.skip_conv(embedded))
+            restored = self.output(x + self.skip_conv(rest.embedded))
         return restored
+
+
+class _Rest(NamedTuple):
+    """What the way up needs beside the lowest level."""
+
+    degraded: Tensor
+    embedded: Tensor
+    skip1: Tensor
+    skip2: Tensor
+    skip3: Tensor
 
 
 class _Downsample(nn.Module):

@@ -19,8 +19,8 @@ WEIGHTS = (
         file=FILES / "nafnet-denoise.safetensors",
         sha256="b4918a0317292ba0e7e4e7fac0bae3b7da27d33568b60ee1c653633cb9524796",
         licence="Apache-2.0",
-        source="trained by nafnet-denoise.yaml, then nafnet-denoise-gray.yaml of configs/train, on 48 CC0 and "
-        "public-domain photographs",
+        source="trained by nafnet-denoise.yaml, then nafnet-denoise-gray.yaml of configs/train, on 48 CC0 "
+        "and public-domain photographs",
         task="blind denoising, colour and gray, sigma 0 to 55, with moderate JPEG compression",
         memory_per_pixel=552,
         params={

@@ -1,0 +1,391 @@
+"""PTG-RM as a refiner: of images behind any backbone, or of features inside one that offers them.
+
+Shapes as in the package's docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, normalize
+
+from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner
+from restorekit.errors import ContractError
+from restorekit.tiling import pad_to_multiple
+from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
+from restorekit_ptgrm.ends import FeatureDecoder, FeatureEncoder, ImageDecoder, ImageEncoder
+from restorekit_ptgrm.enhancement import Gate, RangeMap, SpatialVaryingEnhancement
+from restorekit_ptgrm.strips import Strip, Work, exact
+
+Head = Literal["paper", "release"]
+Start = Literal["identity", "random"]
+Concatenation = Literal["none", "vector", "map"]
+Level = Literal["image", "feature"]
+
+# Above this width of the prior, embeddings of 256 would take the network beyond a million parameters.
+_WIDE_PRIOR = 1024
+# sigmoid(4) is 0.98: the mask starts by trusting the restored image.
+_TRUST = 4.0
+_BYTES_PER_PIXEL = 128
+
+
+class PTGRM(Refiner):
+    """Pre-train-guided refinement module, PTG-RM (Xu et al., CVPR 2024, arXiv 2403.06793).
+
+    Two branches of near and far range are mixed as the prior says (PTG-SVE), channels and pixels are attended
+    to as it says (PTG-CSA), and a mask and a residual correct the restored image (eq. 1). The prior is
+    brought to unit length. Normalisation and attention take sums over the whole image: never run this on
+    tiles, but by ``refine_in_parts``, which gives what ``forward`` gives.
+
+    Args:
+        prior_features: F.
+        channels: C of the images, 1 or 3.
+        width: D.
+        kernel: side of the kernels that every pixel gets, odd.
+        long_blocks: transformer blocks of the long-range branch.
+        prior_hidden: between the two layers that embed the prior; 256, or 128 for priors wider than 1024.
+        head: ``paper`` has mask and residual; ``release``, the published code, adds a residual to the
+            restored image clamped to [0, 1].
+        mask_channels: of the mask, 1 or C, which is the default.
+        gate: what the range map multiplies, the short-range branch (``paper``) or the long-range one.
+        start: ``identity`` begins with a mask of 0.98 and no residual, for a backbone that is trained
+            already; ``random`` leaves the last layer as torch makes it.
+        range_map: ``prior``; ``snr``, from how noisy the degraded image is; ``sum``, none (table 3).
+        channel_attention: guided by the ``prior``, by ``features`` alone, or ``none``.
+        spatial_attention: likewise.
+        positions: whether coordinates guide, beside the prior.
+        concatenation: instead of all that, or beside it, join the prior to the features: its ``vector``, or
+            its dense ``map``, enlarged.
+        dense_features: of the dense map.
+        prior_scale: factor on the prior; the square root of F gives its values a size of one.
+        detach: keep the gradient of the refined image from the backbone.
+        level: ``image``, or ``feature`` for the deepest features of a backbone.
+        latent_features: how many these are.
+
+    Raises:
+        ValueError: the arguments do not describe a network; the message says which.
+    """
+
+    size_multiple = 4
+    padding = "reflect"
+    in_parts = True
+
+    def __init__(
+        self,
+        prior_features: int = 512,
+        channels: int = 3,
+        width: int = 16,
+        kernel: int = 3,
+        long_blocks: int = 4,
+        prior_hidden: int | None = None,
+        head: Head = "paper",
+        mask_channels: int | None = None,
+        gate: Gate = "paper",
+        start: Start = "identity",
+        range_map: RangeMap = "prior",
+        channel_attention: Attention = "prior",
+        spatial_attention: Attention = "prior",
+        positions: bool = True,
+        concatenation: Concatenation = "none",
+        dense_features: int = 0,
+        prior_scale: float = 1.0,
+        detach: bool = False,
+        level: Level = "image",
+        latent_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        mask_channels = channels if mask_channels is None else mask_channels
+        _check_words(
+            head=(head, Head),
+            gate=(gate, Gate),
+            start=(start, Start),
+            range_map=(range_map, RangeMap),
+            channel_attention=(channel_attention, Attention),
+            spatial_attention=(spatial_attention, Attention),
+            concatenation=(concatenation, Concatenation),
+            level=(level, Level),
+        )
+        _require(
+            min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive"
+        )
+        _require(channels in (1, 3), f"channels is {channels}, not 1 or 3")
+        _require(kernel % 2 == 1 and kernel > 0, f"kernel is {kernel}, not odd and positive")
+        _require(mask_channels in (1, channels), f"mask_channels is {mask_channels}, not 1 or {channels}")
+        _require(
+            (concatenation == "map") == (dense_features > 0),
+            "concatenation 'map' and dense_features go together",
+        )
+        _require(
+            level == "image" or latent_features is not None,
+            "level 'feature' needs latent_features, those that the backbone declares",
+        )
+        _require(
+            level == "image" or range_map != "snr", "the range map 'snr' is for images, level is 'feature'"
+        )
+        self.prior_features, self.channels, self.dense_features = prior_features, channels, dense_features
+        # What the decoder returns, in this order: the mask, if any, and the residual.
+        self.parts = [mask_channels * (head == "paper"), channels]
+        self.head, self.level = head, level
+        self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
+        self.inside, self.latent_features = level == "feature", latent_features
+        hidden = prior_hidden or (256 if prior_features <= _WIDE_PRIOR else 128)
+        given = {"none": 0, "vector": prior_features, "map": dense_features}[concatenation]
+        self.concatenated = nn.Conv2d(width + given, width, 1, bias=False) if given else None
+        self.enhancement = SpatialVaryingEnhancement(
+            width, long_blocks, prior_features, hidden, 4 * width, range_map, gate, positions
+        )
+        self.attention = ChannelSpatialAttention(
+            width,
+            kernel,
+            prior_features,
+            hidden,
+            4 * width,
+            channel_attention,
+            spatial_attention,
+            positions,
+        )
+        if latent_features is not None and level == "feature":
+            self.encoder: nn.Module = FeatureEncoder(latent_features, width)
+            self.decoder: nn.Module = FeatureDecoder(width, 1 + latent_features)
+        else:
+            self.encoder = ImageEncoder(2 * channels, width)
+            self.decoder = ImageDecoder(width, sum(self.parts))
+        if start == "identity":
+            self._start_as_identity()
+
+    @classmethod
+    def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
+        """Return the arguments for this prior, the channels of the backbone, and its deepest features."""
+        known: dict[str, Any] = {"prior_features": prior.features}
+        if backbone is not None and backbone.channels == 1:
+            known["channels"] = 1
+        if backbone is not None and params.get("level") == "feature":
+            known["latent_features"] = backbone.latent_features
+        return {**known, **params}
+
+    def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
+        """(B, C, H, W) twice and the prior of the degraded one -> (B, C, H, W); any size.
+
+        Raises:
+            ContractError: the prior or the images are not those that it was built for.
+        """
+        return self._refined(degraded, restored, prior, Work.on(self._anchor.device))
+
+    def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
+        """Return what ``forward`` returns, with about ``tile * tile`` pixels at a time on the device.
+
+        Images and maps lie where ``degraded`` lies. Sums over the image are taken part by part, exactly.
+        """
+        with torch.no_grad():
+            return self._refined(degraded, restored, prior, Work(tile * tile * _BYTES_PER_PIXEL))
+
+    def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> dict[str, Tensor]:
+        """Return the paper's maps, those that this network has.
+
+        M (B, 1, h, w), what comes from near; M_c (B, D) and M_s (B, 1, h, w), attention to channels and to
+        pixels; I_m (B, C or 1, H, W), what is kept of the restored image; I_r (B, C, H, W), what is added.
+        """
+        with torch.no_grad():
+            degraded, restored, (height, width) = self._padded(degraded, restored)
+            work = Work.on(self._anchor.device)
+            f, maps = self._latent(degraded, restored, prior, work)
+            values: Tensor = self.decoder(f, work, lambda values, strip: values)
+            values = values[..., :height, :width]
+        if self.head == "paper":
+            mask, values = torch.split(values, self.parts, 1)
+            maps["I_m"] = torch.sigmoid(mask)
+        return {**maps, "I_r": values}
+
+    def attach(self, backbone: Backbone, prior: Prior) -> Backbone:
+        """Return the backbone with its deepest features refined, guided by the prior.
+
+        Raises:
+            ContractError: the level is not ``feature``, or the backbone has other features, or offers none.
+        """
+        return RefinedBackbone(backbone, self, prior)
+
+    def refine_latent(self, latent: Tensor, prior: PriorFeatures) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, L, h, w), the prior of the degraded image -> (B, L, h, w), and the maps that were used."""
+        latent = latent.detach() if self.detach else latent
+        guide, dense = self._guide(prior)
+        f, maps = self._guided(self.encoder(latent), guide, dense, None, Work.on(self._anchor.device))
+        mask, residual = torch.split(self.decoder(f), [1, latent.shape[1]], 1)
+        # One is added, so that a network whose last layer is zero is exactly the identity.
+        return torch.addcmul(latent, latent, mask) + residual, {**maps, "m": 1 + mask, "r": residual}
+
+    @property
+    def _anchor(self) -> Tensor:
+        """A parameter that every kind of this network has."""
+        return self.enhancement.short.first.weight
+
+    def _padded(self, degraded: Tensor, restored: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        for image in (degraded, restored):
+            if image.shape != degraded.shape or image.shape[1] != self.channels:
+                raise ContractError(
+                    f"ptgrm takes two images of {self.channels} channels, found {tuple(degraded.shape)} and "
+                    f"{tuple(restored.shape)}",
+                    "set its params.channels",
+                )
+        height, width = degraded.shape[-2:]
+        degraded, restored = (
+            pad_to_multiple(image, self.size_multiple, self.padding) for image in (degraded, restored)
+        )
+        return degraded, restored, (height, width)
+
+    def _refined(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work) -> Tensor:
+        if self.level == "feature":
+            raise ContractError(
+                "ptgrm of level 'feature' works inside a backbone, not on its result", "use attach()"
+            )
+        degraded, restored, (height, width) = self._padded(degraded, restored)
+        restored = restored.detach() if self.detach else restored
+        f, _ = self._latent(degraded, restored, prior, work)
+
+        def finish(values: Tensor, strip: Strip) -> Tensor:
+            values = values.to(degraded.dtype)
+            after = strip.read(restored, 0, values)
+            if self.head == "release":
+                return after.clamp(0, 1) + values
+            mask, residual = torch.split(values, self.parts, 1)
+            return torch.lerp(strip.read(degraded, 0, values), after, torch.sigmoid(mask)) + residual
+
+        refined: Tensor = self.decoder(f, work, finish)
+        return refined.to(degraded.device)[..., :height, :width]
+
+    def _latent(
+        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        guide, dense = self._guide(prior)
+        return self._guided(self.encoder(restored, degraded, work), guide, dense, degraded, work)
+
+    def _guided(
+        self, f: Tensor, guide: Tensor, dense: Tensor | None, degraded: Tensor | None, work: Work
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, D, h, w) -> (B, D, h, w), and the maps that it was made with."""
+        if self.concatenated is not None:
+            parts = [f.shape[1], self.concatenated.in_channels - f.shape[1]]
+            of_map, of_prior = torch.split(self.concatenated.weight, parts, 1)
+            given = guide[:, :, None, None] if dense is None else dense
+            # Projecting before enlarging gives the same: both are linear, and one acts on pixels alone.
+            added = conv2d(given, of_prior)
+            if dense is not None:
+                added = interpolate(added, f.shape[2:], mode="bilinear", align_corners=False)
+            f = conv2d(f.to(guide), of_map).add(added).to(f.device)
+        f, score = self.enhancement(f, guide, degraded, work)
+        f, channels, pixels = self.attention(f, guide, work)
+        maps = {"M": score, "M_c": channels, "M_s": pixels}
+        return f, {name: value for name, value in maps.items() if value is not None}
+
+    def _guide(self, prior: PriorFeatures) -> tuple[Tensor, Tensor | None]:
+        """Return the prior (B, F) at unit length, and its dense map where that is used."""
+        weight = self._anchor
+        if prior.glob.shape[-1] != self.prior_features:
+            raise ContractError(
+                f"ptgrm was built for a prior of {self.prior_features} features, this one has "
+                f"{prior.glob.shape[-1]}",
+                "use the prior that it was trained with",
+            )
+        guide = normalize(prior.glob.to(weight.device, exact(weight)), dim=1) * self.prior_scale
+        if self.concatenation != "map":
+            return guide.to(weight.dtype), None
+        found = None if prior.dense is None else prior.dense.shape[1]
+        if prior.dense is None or found != self.dense_features:
+            raise ContractError(
+                f"ptgrm was built for {self.dense_features} dense features, this prior has {found}",
+                "use the prior that it was trained with",
+            )
+        return guide.to(weight.dtype), prior.dense.to(weight)
+
+    def _start_as_identity(self) -> None:
+        last = self.decoder.last
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if self.level == "image" and self.head == "paper":
+            nn.init.constant_(last.bias[: self.parts[0]], _TRUST)
+
+
+class RefinedBackbone(Backbone):
+    """A backbone whose deepest features PTG-RM refines (variant -f, section 4.2).
+
+    Args:
+        backbone: offers its deepest features.
+        refiner: of level ``feature``.
+        prior: guides it; sees the degraded image.
+
+    Raises:
+        ContractError: the two do not fit together.
+    """
+
+    # Sums over the whole map of features.
+    tiling = "discouraged"
+
+    def __init__(self, backbone: Backbone, refiner: PTGRM, prior: Prior) -> None:
+        super().__init__()
+        if refiner.level != "feature":
+            raise ContractError(
+                f"ptgrm of level {refiner.level!r} refines images, not a backbone's features",
+                "give it params level: feature",
+            )
+        given, taken = backbone.latent_features, refiner.latent_features
+        name = type(backbone).__name__
+        if given != taken:
+            offers = "offers no deepest features" if given is None else f"has {given} deepest features"
+            raise ContractError(
+                f"{name} {offers}, ptgrm was built for {taken}",
+                "use another backbone, or refine its result with level: image",
+            )
+        self.backbone, self.refiner, self.prior = backbone, refiner, prior
+        self.size_multiple, self.padding, self.scale = (
+            backbone.size_multiple,
+            backbone.padding,
+            backbone.scale,
+        )
+        self.channels, self.out_channels = backbone.channels, backbone.out_channels
+        self.overlap, self.precisions = backbone.overlap, backbone.precisions
+
+    def forward(self, degraded: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return self._act(degraded, self._described(degraded))
+
+    def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
+        """Return the network with the prior of this image (1, C, H, W), for tiles of it."""
+        described = self._described(degraded)
+        return lambda window: self._act(window, described)
+
+    def training_outputs(self, degraded: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the image of the refined features, and that of the backbone's own (eq. 8)."""
+        latent, rest = self.backbone.encode(degraded)
+        refined, _ = self.refiner.refine_latent(latent, self._described(degraded))
+        return self.backbone.decode(refined, rest), self.backbone.decode(latent, rest)
+
+    def maps(self, degraded: Tensor) -> dict[str, Tensor]:
+        """Return M, M_c, M_s as ``PTGRM.maps`` does, mask m (B, 1, h, w) and residual r (B, L, h, w)."""
+        with torch.no_grad():
+            latent, _ = self.backbone.encode(degraded)
+            return self.refiner.refine_latent(latent, self._described(degraded))[1]
+
+    def _act(self, degraded: Tensor, described: PriorFeatures) -> Tensor:
+        latent, rest = self.backbone.encode(degraded)
+        return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
+
+    def _described(self, degraded: Tensor) -> PriorFeatures:
+        weight = next(self.refiner.parameters())
+        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
+        with torch.no_grad():
+            described: PriorFeatures = self.prior(colour.clamp(0, 1).to(weight.device, weight.dtype))
+        return described
+
+
+def _check_words(**words: tuple[str, Any]) -> None:
+    for name, (word, allowed) in words.items():
+        known = get_args(allowed)
+        _require(word in known, f"{name} is {word!r}, not one of: {', '.join(known)}")
+
+
+def _require(kept: bool, broken: str) -> None:
+    if not kept:
+        raise ValueError(broken)

@@ -1,0 +1,97 @@
+"""What tests of refiners install beside them: priors that need no weights, backbones that need little."""
+
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+
+from restorekit.contracts import Backbone, Prior, PriorFeatures
+
+ENTRY_POINTS = """
+[restorekit.priors]
+statistics = guides:Statistics
+broken = guides:Broken
+[restorekit.backbones]
+blurring = guides:Blurring
+gray-blurring = guides:GrayBlurring
+deep = guides:Deep
+"""
+
+# The shapes of images that Statistics has seen.
+SEEN = []
+
+
+class Statistics(Prior):
+    """Fixed mixtures of the mean colours of 4 x 4 regions; the same mixtures of cells are dense."""
+
+    def __init__(self, features: int = 16):
+        super().__init__()
+        self.features = features
+        self.register_buffer("mix", torch.sin(1.7 * torch.arange(features * 48).square()).view(-1, 48))
+
+    def forward(self, image):
+        SEEN.append(tuple(image.shape))
+        regions = adaptive_avg_pool2d(image, 4).flatten(1) - 0.5
+        cells = adaptive_avg_pool2d(image, 8)
+        return PriorFeatures(
+            regions @ self.mix.mT.to(image),
+            torch.einsum("fc,bchw->bfhw", self.mix[:, :3].to(image), cells),
+            8,
+        )
+
+
+class Broken(Statistics):
+    """Returns NaN."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, image):
+        return PriorFeatures(super().forward(image).glob * float("nan"))
+
+
+class Blurring(Backbone):
+    """A box blur: looks one pixel far."""
+
+    overlap = 8
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return avg_pool2d(degraded, 3, 1, 1, count_include_pad=False)
+
+
+class GrayBlurring(Blurring):
+    """The same for one channel."""
+
+    channels = 1
+
+
+class Deep(Backbone):
+    """Two convolutions to a quarter of the size, and back."""
+
+    size_multiple = 4
+    latent_features = 8
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 8, 4, 4), nn.ConvTranspose2d(8, 3, 4, 4)
+
+    def forward(self, degraded):
+        return self.decode(*self.encode(degraded))
+
+    def encode(self, degraded):
+        return self.down(degraded), degraded
+
+    def decode(self, latent, rest):
+        return rest + self.up(latent.tanh())
+
+
+def install(site):
+    """Write the dist-info of the components above, as pip would; return the folder."""
+    info = site / "acme_guides-1.0.dist-info"
+    info.mkdir()
+    lines = ("Metadata-Version: 2.4", "Name: acme-guides", "Version: 1.0", "License-Expression: MIT", "")
+    (info / "METADATA").write_text("\n".join(lines))
+    (info / "entry_points.txt").write_text(ENTRY_POINTS)
+    return site
