@@ -3,8 +3,8 @@
 $ python benchmarks/bm3d_baseline.py --data CBSD68
 $ python benchmarks/denoise_table.py --data CBSD68 --gray SET12 --write README.md CARD
 
-The card is plugins/zoo/restorekit_zoo/files/nafnet-denoise.md. Each file of --write gets the table between the
-lines `<!-- figures: begin -->` and `<!-- figures: end -->`.
+The card is plugins/zoo/restorekit_zoo/files/nafnet-denoise.md. Each file of --write gets the table between
+the lines `<!-- figures: begin -->` and `<!-- figures: end -->`.
 """
 
 from __future__ import annotations
