@@ -71,7 +71,7 @@ def inspect(path: str | Path) -> Inspection:
     for key, value in tensors.items():
         kind, _, rest = key.partition(".")
         if kind == "classifier":
-            classifier += value.numel()
+            classifier += value.numel() if value.is_floating_point() else 0
         elif kind == "deltas":
             name, _, rest = rest.partition(".")
             tensor, _, role = rest.removeprefix("tensors.").rpartition(".")

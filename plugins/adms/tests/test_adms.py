@@ -375,7 +375,7 @@ def test_degradations_of_different_people_are_put_together(tmp_path):
 
 def test_inspection_tells_layers_share_bytes_and_base(tmp_path):
     network = network_of()
-    adapter, _ = adapter_of(network)
+    adapter, _ = adapter_of(network, router="classifier")
     found = inspect(adapter.save(tmp_path / "adms.safetensors"))
     rain = found.degradations["rain"]
     assert found.base == fingerprint(network.state_dict())
@@ -383,6 +383,8 @@ def test_inspection_tells_layers_share_bytes_and_base(tmp_path):
     assert rain.share == pytest.approx(rain.total / sum(p.numel() for p in network.parameters()))
     assert rain.value_bytes + rain.index_bytes == adapter.delta("rain").byte_count
     assert rain.value_bytes == 4 * rain.total
+    assert adapter.classifier is not None
+    assert found.classifier == sum(parameter.numel() for parameter in adapter.classifier.parameters())
 
 
 @pytest.mark.parametrize("how", ["linear", "ties", "dare", "max_score"])
