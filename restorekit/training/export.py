@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
 from restorekit.training.folder import part_files
@@ -34,6 +34,10 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
         facts = {COMPONENT_KEY: part.entry.name, "restorekit.kind": part.kind, "steps": str(step)}
         if part.params:
             facts[PARAMS_KEY] = json.dumps(part.params)
+        if name == "refiner":
+            facts[PRIOR_KEY] = json.dumps(
+                {"name": parts["prior"].entry.name, "params": parts["prior"].params}
+            )
         tensors = trainee.parts[name].state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 
