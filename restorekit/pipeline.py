@@ -7,6 +7,7 @@ cutting them is tiling.py, devices and tiles that fit are runtime.py.
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from restorekit import plan
-from restorekit.catalog import Checkpoint
+from restorekit.catalog import PRIOR_KEY, Checkpoint
 from restorekit.config import ComponentRef, PipelineSpec, TileSpec, check
 from restorekit.contracts import (
     Adapter,
@@ -157,7 +158,7 @@ class Step:
                 main = cast(Adapter, build(part)).attach(main)
         elif len(parts) > 1:
             self.prior = cast(Prior, build(parts[1]))
-            _check_width(parts, cast(Refiner, main), self.prior)
+            _check_prior(parts, cast(Refiner, main), self.prior)
         self.network = cast("Backbone | Refiner", main)
 
     def put_inside(self, before: Step | None) -> None:
@@ -407,7 +408,8 @@ def memory_of(network: nn.Module) -> int | None:
     return memory_per_pixel(network, example)
 
 
-def _check_width(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
+def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
+    """Refuse a prior of another width than the refiner takes, or another one than it was trained with."""
     if refiner.prior_features not in (None, prior.features):
         name, guide = (part.entry.name for part in parts[:2])
         raise ConfigError(
@@ -416,6 +418,20 @@ def _check_width(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
             f"{guide} has {prior.features}",
             "name the prior that it was trained with",
         )
+    checkpoint, given = parts[0].checkpoint, parts[1]
+    stated = json.loads((checkpoint.metadata() if checkpoint else {}).get(PRIOR_KEY, "null"))
+    found = json.loads(json.dumps({"name": given.entry.name, "params": given.params}))
+    if checkpoint and stated and stated != found:
+        raise ConfigError(
+            f"{parts[0].where}.prior",
+            f"{checkpoint.name} was trained with {_said(stated)}, this is {_said(found)}",
+            "name the prior that it was trained with, and its params",
+        )
+
+
+def _said(prior: Mapping[str, Any]) -> str:
+    params = ", ".join(f"{key} {value}" for key, value in prior["params"].items())
+    return f"{prior['name']} ({params})" if params else str(prior["name"])
 
 
 def _planes(image: Tensor, channels: int) -> list[Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY
 from restorekit.contracts import Adapter
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
@@ -39,6 +39,9 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
             facts |= module.file_facts()
         if params:
             facts[PARAMS_KEY] = json.dumps(params)
+        if name == "refiner":
+            prior = parts["prior"]
+            facts[PRIOR_KEY] = json.dumps({"name": prior.entry.name, "params": prior.params})
         tensors = module.state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 

@@ -300,6 +300,16 @@ def test_trained_refiner_is_used_by_a_pipeline_as_it_was_validated(tmp_path, mod
     np.testing.assert_allclose(restore(image, chain(*steps)), validated, atol=1e-5)
 
 
+def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
+    run = prepare(training(tmp_path), tmp_path / "run")
+    refine = {"name": "ptgrm", "weights": str(run.train()), "prior": "broken"}
+    with pytest.raises(ConfigError, match="was trained with statistics, this is broken"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+    refine["prior"] = {"name": "statistics", "params": {"features": 16}}
+    with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 16\)"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
 def test_gray_backbone_gets_a_gray_refiner_and_another_one_is_refused(tmp_path):
     networks = build_networks(training(tmp_path, backbone="gray-blurring"))
     assert networks.parts["refiner"].params["channels"] == 1
