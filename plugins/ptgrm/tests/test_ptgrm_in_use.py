@@ -260,7 +260,7 @@ def test_every_mode_trains_what_it_says_by_equation_8(tmp_path, mode):
         # Away from the identity, where the last layer lets no gradient through.
         parameter.data += 0.05 * torch.randn_like(parameter) * ("norm" not in name)
     degraded, clean = torch.rand(2, 2, 3, 32, 32)
-    outputs = trainee(degraded)
+    outputs = trainee(degraded).images
     assert len(outputs) == (2 if joint else 1)
     assert networks.parts["refiner"].params["prior_features"] == 16
     if joint:
@@ -279,7 +279,7 @@ def test_refined_loss_trains_the_backbone_too_unless_detached(tmp_path):
         refiner = {"name": "ptgrm", "params": {"start": "random", **params}}
         spec = training(tmp_path, trained=["refiner", "backbone"], refiner=refiner)
         trainee = build_networks(spec).trainee
-        trainee(torch.rand(1, 3, 32, 32))[0].sum().backward()
+        trainee(torch.rand(1, 3, 32, 32)).images[0].sum().backward()
         return [p.grad for p in trainee.backbone.parameters()]
 
     assert all(one is not None and one.any() for one in gradient())
@@ -296,7 +296,7 @@ def test_trained_refiner_is_used_by_a_pipeline_as_it_was_validated(tmp_path, mod
     image = IMAGE[:44, :60]
     degraded = torch.from_numpy(image).permute(2, 0, 1)[None]
     with run.learner.evaluating(averaged=False):
-        validated = run.learner.restore(degraded)[0].permute(1, 2, 0)
+        validated = run.learner.restore(degraded, torch.zeros(1, 0))[0].permute(1, 2, 0)
     np.testing.assert_allclose(restore(image, chain(*steps)), validated, atol=1e-5)
 
 
