@@ -548,3 +548,38 @@ def test_mixup_blends_kinds_as_it_blends_images(folder):
 def test_kinds_that_nobody_knows_are_refused(changes, problem):
     with pytest.raises(ConfigError, match=problem):
         check(TrainSpec, document("x", **changes), "run.yaml")
+
+
+def hazy(folder, context, scale=1, patch=16):
+    recipe = check(RecipeSpec, {"name": "haze", "beta": 2.0}, "haze")
+    source = load_source(DataSpec(folder=str(folder), hold_out=1), scale)
+    stage = StageSpec(steps=1, patch=patch, batch=8, context=context)
+    return Batches(source, recipe, scale=scale).batch(0, stage)
+
+
+def test_patches_are_cut_from_the_window_that_was_degraded(folder):
+    alone, within = hazy(folder, 0), hazy(folder, 96)
+    assert within.degraded.shape == within.clean.shape == alone.degraded.shape
+    # By itself, each patch has the horizon and the foreground; within a window only a part of the depth.
+    spread = [
+        (batch.degraded - batch.clean).abs().mean((1, 3)).std(1).mean().item() for batch in (alone, within)
+    ]
+    assert spread[1] < spread[0] / 2
+    # The horizon of some windows lies above their patch, that of others in it.
+    strength = (within.degraded - within.clean).abs().mean((1, 2, 3))
+    assert strength.max() > 2 * strength.min()
+
+
+def test_windows_of_a_network_that_enlarges_keep_degraded_and_clean_together(folder):
+    batch = hazy(folder, 32, scale=2)
+    assert batch.degraded.shape[-1] == 16 and batch.clean.shape[-1] == 32
+    # Haze keeps what is bright: the two correlate where they lie in one place, and only there.
+    small = torch.nn.functional.avg_pool2d(batch.clean, 2)
+    same = torch.corrcoef(torch.stack([small.flatten(), batch.degraded.flatten()]))[0, 1]
+    moved = torch.corrcoef(torch.stack([small.flip(-1).flatten(), batch.degraded.flatten()]))[0, 1]
+    assert same > moved + 0.1
+
+
+def test_windows_larger_than_every_photograph_are_refused(folder):
+    with pytest.raises(TrainingError, match="at least 500 pixels"):
+        hazy(folder, 500)

@@ -91,7 +91,7 @@ class Batches:
         """
         for stage in stages:
             for kind in self.kinds if self.balanced else ("",):
-                self.source.cut(stage.patch, np.random.default_rng(0), kind if self._paired else "")
+                self.source.cut(stage.window, np.random.default_rng(0), kind if self._paired else "")
 
     @property
     def _paired(self) -> bool:
@@ -102,15 +102,31 @@ class Batches:
         random = np.random.default_rng((self.seed, step))
         noise = torch.Generator().manual_seed(int(random.integers(2**62)))
         asked = self._asked(step, stage.batch)
-        cuts = [self._cut(stage.patch, random, kind) for kind in asked]
+        cuts = [self._cut(stage.window, random, kind) for kind in asked]
         # Drawn apart, so that a run without gray patches is the same with this choice and before it.
         gray = np.random.default_rng((self.seed, step, 2)).random(stage.batch) < self.augment.gray
         both = [
             self._both(cut, bool(is_gray), random, noise, kind)
             for cut, is_gray, kind in zip(cuts, gray, asked, strict=True)
         ]
+        if stage.window > stage.patch:
+            both = self._parts(both, stage, np.random.default_rng((self.seed, step, 3)))
         degraded, clean, kinds = zip(*both, strict=True)
         return self._blended(Batch(torch.stack(degraded), torch.stack(clean), self.shares(kinds)), step)
+
+    def _parts(
+        self, windows: list[tuple[Tensor, Tensor, str]], stage: StageSpec, random: np.random.Generator
+    ) -> list[tuple[Tensor, Tensor, str]]:
+        """Cut the patch out of each window, anywhere."""
+        parts = []
+        for degraded, clean, kind in windows:
+            top, left = (int(start) for start in random.integers(stage.window - stage.patch + 1, size=2))
+            both = []
+            for image, scale in ((degraded, 1), (clean, self.scale)):
+                rows = slice(top * scale, (top + stage.patch) * scale)
+                both.append(image[:, rows, left * scale : (left + stage.patch) * scale])
+            parts.append((both[0], both[1], kind))
+        return parts
 
     def shares(self, kinds: Sequence[str]) -> Tensor:
         """Return names of kinds as one-hot rows (B, K)."""

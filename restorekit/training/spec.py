@@ -118,6 +118,17 @@ class StageSpec(Spec):
     steps: int = Field(gt=0)
     patch: int = Field(gt=0, description="side of the square degraded patches in pixels")
     batch: int = Field(gt=0, description="patches a step, over all processes")
+    context: int = Field(
+        default=0,
+        ge=0,
+        description="side of the window that is degraded, of which the patch is a part, for degradations that "
+        "depend on the place in the image, as haze does; 0 for the patch itself",
+    )
+
+    @property
+    def window(self) -> int:
+        """Side of what is cut from a photograph and degraded."""
+        return max(self.patch, self.context)
 
 
 class OptimizerSpec(Spec):
