@@ -121,8 +121,8 @@ class StageSpec(Spec):
     context: int = Field(
         default=0,
         ge=0,
-        description="side of the window that is degraded, of which the patch is a part, for degradations that "
-        "depend on the place in the image, as haze does; 0 for the patch itself",
+        description="side of the window that is degraded, of which the patch is a part; for degradations that"
+        " depend on the place in the image, as haze does; 0 for the patch itself",
     )
 
     @property
