@@ -159,9 +159,7 @@ def test_a_wrong_key_of_a_stage_is_named_with_its_stage(photographs):
         spec.run("deltas", backbone="learner")
 
 
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "configs" / "adapt").glob("*.yaml")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_our_own_experiments_are_sound(file, tmp_path):
     experiment = Experiment(check(AdaptiveSpec, read_yaml(file), file.name), tmp_path)
     jobs = experiment.jobs()
