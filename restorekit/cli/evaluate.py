@@ -93,7 +93,7 @@ def evaluate(
     """Restore the images of a dataset, and print the mean figures with the protocol's name."""
     from restorekit.evaluation.protocols import find_protocol
 
-    recipe = None if degradation is None else _recipe(degradation)
+    recipe = None if degradation is None else recipe_of(degradation)
     found, chosen = _dataset(data, dataset, data_root, "clean" if recipe else layout, protocol)
     if recipe and protocol is None and dataset is None:
         chosen = "paired-rgb"
@@ -245,7 +245,8 @@ def _dataset(
     return found, protocol or known.protocol
 
 
-def _recipe(text: str) -> RecipeSpec:
+def recipe_of(text: str) -> RecipeSpec:
+    """Return the recipe that `--degrade` names: KIND, KIND/STRENGTH or a YAML file."""
     from restorekit.degradations.spec import RecipeSpec
 
     if text.endswith((".yaml", ".yml")):

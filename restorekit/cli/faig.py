@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from restorekit.cli.evaluate import recipe_of
 from restorekit.cli.output import AsJson, Device, counting, note, say, say_json, table
 from restorekit.config import check, read_yaml, split_setting, with_settings
 from restorekit.errors import ConfigError, OutputError
@@ -202,7 +203,7 @@ def _rank(
     device: str,
     as_json: bool,
 ) -> None:
-    recipe = None if degrade is None else _recipe(degrade)
+    recipe = None if degrade is None else recipe_of(degrade)
     label = label or _name(degrade or "")
     if not label:
         raise ConfigError("--label", "is missing", "say what the filters are for, as --label rain")
@@ -348,7 +349,7 @@ def mask_drop(
     as_json: AsJson = False,
 ) -> None:
     """Put the baseline's filters into the target where scores are highest: how much do its outputs change?"""
-    recipe = None if degrade is None else _recipe(degrade)
+    recipe = None if degrade is None else recipe_of(degrade)
     found = _dataset(data, layout, recipe)
     networks = _networks(backbone, params, base, target, device)
 
@@ -435,7 +436,7 @@ def retrain(
 ) -> None:
     """Train nothing but the highest filters of the baseline on a degradation; all else stays bit by bit."""
     _free(output, overwrite)
-    recipe = _recipe(degrade)
+    recipe = recipe_of(degrade)
     network, params_of = _one_network(backbone, params, base, "--base", device)
 
     from restorekit.analysis import protocols
@@ -698,15 +699,6 @@ def _free(path: Path, overwrite: bool) -> None:
     ensure_writable(path.parent)
 
 
-def _recipe(text: str) -> RecipeSpec:
-    from restorekit.degradations.spec import RecipeSpec
-
-    if text.endswith((".yaml", ".yml")):
-        return check(RecipeSpec, read_yaml(Path(text)), text)
-    kind, _, strength = text.partition("/")
-    return check(RecipeSpec, {"name": kind, "strength": strength or "medium"}, f"--degrade {text}")
-
-
 def _name(text: str) -> str:
     """Return what a degradation is called: the kind, or the name of its file."""
     return Path(text).stem if text.endswith((".yaml", ".yml")) else text.partition("/")[0]
@@ -718,7 +710,7 @@ def _labelled(text: str) -> tuple[str, RecipeSpec]:
         raise ConfigError(
             "--degrade", f"{text!r} has no label", "write LABEL=RECIPE, as noise=gaussian/severe"
         )
-    return label, _recipe(recipe)
+    return label, recipe_of(recipe)
 
 
 def _dataset(data: Path, layout: str | None, recipe: RecipeSpec | None) -> Dataset:
