@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from restorekit.building import construct
 from restorekit.catalog import COMPONENT_KEY, LICENCE_KEY, PARAMS_KEY, Checkpoint
 from restorekit.config import ComponentRef
 from restorekit.errors import OutputError, WeightsError
 from restorekit.files import replacing
-from restorekit.pipeline import construct
 from restorekit.plan import Part
 from restorekit.registry import backbones
 from restorekit.weights import check_fit, read_tensors

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import torch
 
+from restorekit.building import build, construct
 from restorekit.catalog import find
 from restorekit.config import ComponentRef
 from restorekit.contracts import Backbone
 from restorekit.download import ensure
-from restorekit.pipeline import build, construct
 from restorekit.plan import Part
 from restorekit.registry import backbones
 from restorekit.weights import read_tensors

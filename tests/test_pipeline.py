@@ -8,9 +8,9 @@ from strangers import Judge, Trained
 
 import restorekit
 from restorekit import load_pipeline, restore
+from restorekit.building import built_facts
 from restorekit.config import PipelineSpec
 from restorekit.errors import ConfigError, ContractError, UnknownComponentError, WeightsError
-from restorekit.pipeline import built_facts
 from restorekit.plan import parts
 
 pytestmark = pytest.mark.usefixtures("strangers")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
+from restorekit.building import build
 from restorekit.catalog import COMPONENT_KEY, find
 from restorekit.config import ComponentRef
 from restorekit.contracts import Backbone
 from restorekit.download import ensure
 from restorekit.errors import ConfigError
-from restorekit.pipeline import build
 from restorekit.plan import Part
 from restorekit.registry import backbones
 

@@ -40,6 +40,7 @@ from restorekit.analysis.protocols import (
 from restorekit.analysis.protocols.substitution import METRICS
 from restorekit.analysis.published import METHODS
 from restorekit.analysis.rankers import Method, rank
+from restorekit.building import construct
 from restorekit.config import check, read_yaml
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
@@ -48,7 +49,6 @@ from restorekit.files import ensure_writable, replacing
 from restorekit.filters import FilterScores
 from restorekit.image import Image
 from restorekit.imagefiles import SUFFIXES
-from restorekit.pipeline import construct
 from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source

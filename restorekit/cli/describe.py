@@ -163,7 +163,7 @@ def plan(
     notices = terms.check_licences(found, terms.resolve_policy(license_policy))
     facts = [part.facts() for part in found]
     if build:
-        from restorekit.pipeline import built_facts
+        from restorekit.building import built_facts
 
         facts = [built_facts(part) for part in found]
     licences = sorted({licence for part in facts for licence in part["licences"]})

@@ -104,7 +104,7 @@ def verify(
 ) -> None:
     """Check weights: the hash is the expected one, and names and shapes fit the network they are for."""
     from restorekit import catalog
-    from restorekit.pipeline import fits
+    from restorekit.building import fits
 
     declared = catalog.declared()
     items = [catalog.by_name(name) for name in names] if names else [i for i in declared if i.path.is_file()]

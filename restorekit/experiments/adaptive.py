@@ -14,13 +14,13 @@ from typing import Any
 
 from restorekit.analysis import rank
 from restorekit.analysis.rankers import Method
+from restorekit.building import build
 from restorekit.config import PipelineSpec
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training
 from restorekit.experiments.spec import AdaptiveSpec, DiscoverySpec, Row
 from restorekit.experiments.table import Line, markdown, read_reports
-from restorekit.pipeline import build
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source
 from restorekit.training.spec import StageSpec, TrainSpec

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from restorekit import registry
+from restorekit.building import build, construct
 from restorekit.catalog import find
 from restorekit.config import ComponentRef
 from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, Refiner
 from restorekit.download import ensure
 from restorekit.errors import ConfigError, TrainingError
-from restorekit.pipeline import build, construct
 from restorekit.plan import Part
 from restorekit.training.spec import TrainSpec
 from restorekit.training.trainee import BackboneTrainee, RefinerTrainee, Trainee

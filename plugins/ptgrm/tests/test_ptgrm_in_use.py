@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch.nn.functional import l1_loss
 
 from restorekit import Pipeline, PipelineSpec, restore
+from restorekit.building import memory_of
 from restorekit.cli import app
 from restorekit.errors import ConfigError, ContractError, TrainingError
 from restorekit.image import Image
-from restorekit.pipeline import memory_of
 from restorekit.testing import check_backbone
 from restorekit.training.build import build_networks
 from restorekit.training.loop import prepare

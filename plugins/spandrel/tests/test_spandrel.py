@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch.nn.functional import pad
 
 from restorekit import load_pipeline, restore
+from restorekit.building import built_facts
 from restorekit.config import PipelineSpec
 from restorekit.contracts import DetectedBackbone
 from restorekit.errors import ConfigError, WeightsError
-from restorekit.pipeline import built_facts
 from restorekit.plan import parts
 from restorekit.tiling import Tiler
 from restorekit_spandrel import Spandrel, recognition

@@ -1,0 +1,143 @@
+"""From the parts of a plan to networks with their weights, and what can be said of them before any is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from restorekit.catalog import Checkpoint
+from restorekit.config import ComponentRef
+from restorekit.contracts import Adapter, Backbone, DetectedBackbone, PriorFeatures, Refiner
+from restorekit.errors import ConfigError, WeightsError, near
+from restorekit.memory import memory_per_pixel
+from restorekit.plan import Part
+from restorekit.registry import backbones
+from restorekit.weights import check_fit, load_into, read_tensors
+
+
+def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Build a component from its constructor's arguments, without the values of its weights.
+
+    A DetectedBackbone is built from ``tensors``, the content of its checkpoint, and has their values; an
+    Adapter makes room for them.
+
+    Raises:
+        ConfigError: an argument is unknown, missing, or refused by the constructor.
+        PluginLoadError: the component cannot be imported.
+        WeightsError: a DetectedBackbone has no weights, or does not recognise them.
+    """
+    kind: Callable[..., Any] = part.entry.load()
+    where = f"{part.where}.params"
+    if isinstance(kind, type) and issubclass(kind, DetectedBackbone):
+        if tensors is None or part.checkpoint is None:
+            raise _without_weights(part)
+        kind = partial(kind.from_tensors, tensors, part.checkpoint.file)
+    known = inspect.signature(kind).parameters
+    for name in part.params:
+        if name not in known:
+            raise ConfigError(
+                where,
+                f"{part.entry.name} takes no {name!r}",
+                near(name, known) or f"it takes: {', '.join(known) or 'none'}",
+            )
+    try:
+        module = cast(nn.Module, kind(**part.params))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known) or 'none'}"
+        ) from error
+    if isinstance(module, Adapter) and tensors is not None:
+        module.make_room(tensors)
+    return module
+
+
+def build(part: Part) -> nn.Module:
+    """Build a component with its weights, in eval mode, without gradients.
+
+    Raises:
+        WeightsError: it has parameters and no weights are given, or they do not fit.
+    """
+    tensors = _tensors(part)
+    module = construct(part, tensors)
+    if part.checkpoint and tensors is not None:
+        if not isinstance(module, DetectedBackbone):
+            load_into(module, tensors, part.checkpoint.file)
+    elif part.kind != "prior" and next(module.parameters(), None) is not None:
+        raise _without_weights(part)
+    return module.eval().requires_grad_(False)
+
+
+def _tensors(part: Part) -> dict[str, Tensor] | None:
+    if part.checkpoint is None:
+        return None
+    # Reading the hash compares it with the declared one, before anything is loaded.
+    _ = part.checkpoint.sha256
+    return read_tensors(part.checkpoint.file)
+
+
+def _without_weights(part: Part) -> WeightsError:
+    name = part.entry.name
+    return WeightsError(
+        f"{part.where}: {name} is a network, and no weights are given",
+        f"name them: {{name: {name}, weights: TAG or FILE}}; see `restorekit list weights`",
+    )
+
+
+def memory_of(network: nn.Module) -> int | None:
+    """Return ``memory_per_pixel`` of a backbone or a refiner; None when it cannot be measured."""
+    if isinstance(network, Backbone):
+        return memory_per_pixel(network)
+    if not isinstance(network, Refiner) or network.prior_features is None or network.inside:
+        return None
+    channels, features = network.channels or 3, network.prior_features
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+
+    def example(side: int) -> tuple[Tensor, Tensor, PriorFeatures]:
+        images = torch.empty(2, 1, channels, side, side, dtype=dtype, device="meta")
+        return images[0], images[1], PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
+
+    return memory_per_pixel(network, example)
+
+
+def built_facts(part: Part) -> dict[str, Any]:
+    """Return the facts of a part, checked by building it on the meta device: no memory, no values.
+
+    A DetectedBackbone is built with its values, and its facts name the architecture that it recognised.
+
+    Raises:
+        RestoreKitError: the arguments or the tensors of the weights do not fit.
+    """
+    tensors = _tensors(part)
+    with torch.device("meta"):
+        module = construct(part, tensors)
+    facts = part.facts()
+    if isinstance(module, DetectedBackbone):
+        facts["architecture"] = module.architecture
+    elif part.checkpoint and tensors is not None:
+        check_fit(module, tensors, part.checkpoint.file)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    memory = memory_of(module)
+    return {**facts, "parameters": parameters, "memory_per_pixel": memory}
+
+
+def fits(checkpoint: Checkpoint, component: str) -> str:
+    """Return the class of the backbone that a checkpoint fits, by names and shapes; nothing is allocated.
+
+    A backbone that recognises its architecture by the tensors says which one it is.
+
+    Raises:
+        RestoreKitError: the file cannot be read, or does not fit.
+    """
+    part = Part("weights", "backbone", backbones[component], ComponentRef(name=component), checkpoint)
+    tensors = read_tensors(checkpoint.file)
+    with torch.device("meta"):
+        network = construct(part, tensors)
+    if isinstance(network, DetectedBackbone):
+        return network.architecture
+    check_fit(network, tensors, checkpoint.file)
+    return type(network).__name__
