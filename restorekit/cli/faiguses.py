@@ -1,0 +1,420 @@
+"""``restorekit faig``: what discovered filters are good for, and the published experiment."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from restorekit.cli.evaluate import recipe_of
+from restorekit.cli.faiginputs import (
+    BackboneName,
+    Base,
+    Budget,
+    Crop,
+    Data,
+    Degrade,
+    Layout,
+    Limit,
+    Output,
+    Overwrite,
+    Params,
+    Ratio,
+    ScoreFile,
+    ScoreFiles,
+    Seed,
+    Target,
+    check_free,
+    file_pairs,
+    find_dataset,
+    labelled,
+    one_network,
+    read_scores,
+    save_picture,
+    two_networks,
+)
+from restorekit.cli.output import AsJson, Device, counting, say, say_json, table
+from restorekit.config import check, read_yaml, with_settings
+from restorekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def mask_drop(
+    scores: ScoreFiles,
+    base: Base,
+    target: Target,
+    data: Data,
+    backbone: BackboneName = "",
+    params: Params = None,
+    layout: Layout = None,
+    degrade: Degrade = None,
+    ratios: Annotated[
+        list[float] | None,
+        typer.Option("--ratio", help="Share of the filters; may be repeated.", show_default="0.01, 0.05"),
+    ] = None,
+    budget: Budget = "filters",
+    metric: Annotated[
+        Literal["luma", "release"], typer.Option(help="release is the blue channel in 8 bits.")
+    ] = "luma",
+    controls: Annotated[int, typer.Option("--random", min=0, help="Random choices beside, as control.")] = 3,
+    seed: Seed = 0,
+    crop: Crop = 0,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Put the baseline's filters into the target where scores are highest: how much do its outputs change?"""
+    recipe = None if degrade is None else recipe_of(degrade)
+    found = find_dataset(data, layout, recipe)
+    networks = two_networks(backbone, params, base, target, device)
+
+    import torch
+
+    from restorekit.analysis import protocols
+    from restorekit.filters import select
+
+    read = [(str(path), one) for path, one in zip(scores, read_scores(scores, networks[1]), strict=True)]
+    filters = read[0][1].table
+    images = [pair.degraded for pair in file_pairs(found, networks[1], recipe, seed, crop, limit)]
+    choices: dict[tuple[float, str], tuple[str, str, torch.Tensor]] = {}
+    for ratio in ratios or [0.01, 0.05]:
+        for name, one in read:
+            choices[ratio, name] = one.method, one.label, one.top(ratio, budget=budget)
+        for number in range(controls):
+            values = torch.rand(len(filters), generator=torch.Generator().manual_seed(seed + number))
+            choices[ratio, f"random {number}"] = "random", "", select(filters, values, ratio, budget=budget)
+    with counting("masking", len(images)) as done:
+        drops = protocols.mask_drops(
+            networks[1],
+            networks[0],
+            filters,
+            {key: chosen for key, (_, _, chosen) in choices.items()},
+            images,
+            (metric,),
+            done,
+        )
+    rows: list[dict[str, Any]] = []
+    for key, (method, label, chosen) in choices.items():
+        drop = drops[key][metric]
+        rows.append(
+            {
+                "scores": key[1],
+                "method": method,
+                "label": label,
+                "ratio": key[0],
+                "filters": len(chosen),
+                "drop": drop.mean,
+                "deviation": statistics.pstdev(drop.per_image),
+                "per_image": list(drop.per_image),
+            }
+        )
+    if as_json:
+        say_json({"metric": metric, "images": len(images), "rows": rows})
+        return
+    cells: list[tuple[str, ...]] = [
+        (
+            f"{row['ratio']:.3g}",
+            str(row["filters"]),
+            row["method"],
+            row["label"] or "-",
+            f"{row['drop']:.4g}",
+            f"{row['deviation']:.2g}",
+            row["scores"],
+        )
+        for row in rows
+    ]
+    say(table(cells, ("RATIO", "FILTERS", "METHOD", "FOR", "DROP x1000", "+-", "SCORES")))
+    say(f"{metric} gradient maps of {len(images)} images of {found.folder}")
+
+
+def retrain(
+    scores: ScoreFile,
+    base: Base,
+    data: Annotated[Path, typer.Option("--data", help="Folder of clean photographs.")],
+    degrade: Annotated[
+        str, typer.Option("--degrade", help="KIND, KIND/STRENGTH or a recipe in a YAML file.")
+    ],
+    output: Output,
+    backbone: BackboneName = "",
+    params: Params = None,
+    ratio: Ratio = 0.01,
+    budget: Budget = "filters",
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2000,
+    lr: Annotated[float, typer.Option(min=0, help="First learning rate.")] = 2e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
+    patch: Annotated[int, typer.Option(min=1, help="Side of degraded patches in pixels.")] = 32,
+    seed: Seed = 0,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train nothing but the highest filters of the baseline on a degradation; all else stays bit by bit."""
+    check_free(output, overwrite)
+    recipe = recipe_of(degrade)
+    network, params_of = one_network(backbone, params, base, "--base", device)
+
+    from restorekit.analysis import protocols
+    from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
+    from restorekit.training.checkpoint import save_tensors
+    from restorekit.training.data import Batches, load_source
+    from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
+
+    found = read_scores([scores], network)[0]
+    stage = StageSpec(steps=steps, patch=patch, batch=batch)
+    source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
+    batches = Batches(source, recipe, seed, AugmentSpec(), network.channels, network.scale)
+    batches.check([stage])
+    chosen = found.top(ratio, budget=budget)
+    losses: list[float] = []
+    with counting("retraining", steps) as done:
+
+        def report(step: int, loss: float) -> None:
+            losses.append(loss)
+            done()
+
+        trained = protocols.retrain(
+            network,
+            found.table,
+            chosen,
+            lambda step: batches.batch(step, stage).pair,
+            steps=steps,
+            lr=lr,
+            progress=report,
+        )
+    facts = {COMPONENT_KEY: params_of[0], "restorekit.kind": "backbone", PARAMS_KEY: params_of[1]}
+    save_tensors(output, trained.state_dict(), facts)
+    parameters = int(found.table.sizes[chosen].sum())
+    if as_json:
+        say_json(
+            {
+                "output": str(output),
+                "filters": len(chosen),
+                "parameters": parameters,
+                "first_loss": losses[0],
+                "last_loss": losses[-1],
+            }
+        )
+        return
+    say(f"{len(chosen)} filters, {parameters} numbers; loss {losses[0]:.4g} -> {losses[-1]:.4g}")
+    say(str(output))
+
+
+def modulate(
+    scores: ScoreFile,
+    image: Annotated[Path, typer.Argument(help="Degraded image.")],
+    base: Base,
+    target: Target,
+    output: Output,
+    backbone: BackboneName = "",
+    params: Params = None,
+    ratio: Ratio = 0.01,
+    budget: Budget = "filters",
+    shares: Annotated[
+        str,
+        typer.Option(help="Shares of the target in the chosen filters: LOW:HIGH:COUNT, or a list by commas."),
+    ] = "0:1.5:16",
+    crop: Crop = 0,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+) -> None:
+    """Restore an image with the discovered filters turned down and up, as one picture."""
+    check_free(output, overwrite)
+    grid = _grid(shares)
+    networks = two_networks(backbone, params, base, target, device)
+
+    from restorekit.analysis import protocols
+    from restorekit.analysis.images import FilePairs
+    from restorekit.datasets import Sample
+
+    found = read_scores([scores], networks[1])[0]
+    # The image stands for a pair of a network that keeps the size: it is only read and cut.
+    files = FilePairs((), networks[1].channels, 1, None, 0, crop)
+    degraded = files.pair(Sample(image.name, image, image)).degraded
+    outputs = protocols.modulate(
+        networks[1], networks[0], found.table, found.top(ratio, budget=budget), degraded, grid
+    )
+    save_picture(protocols.strip(outputs, [f"{share:.3g}" for share in grid]), output, overwrite)
+
+
+def draw_map(
+    scores: ScoreFiles,
+    output: Output,
+    ratio: Ratio = 0.01,
+    budget: Budget = "filters",
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw where the highest filters lie: layers from left to right, a panel for each file."""
+    check_free(output, overwrite)
+    from restorekit.analysis.protocols import distribution_map, distributions
+    from restorekit.filters import FilterScores
+
+    read = [FilterScores.load(path) for path in scores]
+    if any(one.table != read[0].table for one in read):
+        raise ConfigError("faig map", "the files are of different networks or units", "draw them apart")
+    labels = [f"{one.label} ({one.method})" for one in read]
+    if len(set(labels)) < len(labels):
+        labels = [f"{label} {path.stem}" for label, path in zip(labels, scores, strict=True)]
+    chosen = {label: one.top(ratio, budget=budget) for label, one in zip(labels, read, strict=True)}
+    found = distributions(read[0].table, chosen)
+    save_picture(distribution_map(read[0].table, chosen), output, overwrite, quiet=as_json)
+    if as_json:
+        say_json({label: {"depth": one.depth, "counts": dict(one.counts)} for label, one in found.items()})
+        return
+    cells: list[tuple[str, ...]] = [
+        (label, str(len(chosen[label])), f"{one.depth:.2f}") for label, one in found.items()
+    ]
+    say(table(cells, ("SCORES", "FILTERS", "DEPTH (0 FIRST LAYER, 1 LAST)")))
+
+
+def overlap(
+    scores: ScoreFiles,
+    base: Base,
+    target: Target,
+    data: Annotated[Path, typer.Option("--data", help="Folder of clean images.")],
+    degrade: Annotated[
+        list[str], typer.Option("--degrade", help="LABEL=RECIPE for each label of the scores; repeat it.")
+    ],
+    backbone: BackboneName = "",
+    params: Params = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", help="Degraded image to name; may be repeated.")
+    ] = None,
+    ratio: Ratio = 0.01,
+    steps: Annotated[int, typer.Option(min=1, help="Gradients for each image.")] = 16,
+    reference: Annotated[int, typer.Option(min=1, help="First images, whose mean scores are taken off.")] = 4,
+    fit: Annotated[int, typer.Option(min=1, help="Next images, on which thresholds are fitted.")] = 8,
+    seed: Seed = 0,
+    crop: Crop = 0,
+    limit: Limit = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Tell degradations by the filters an image excites; accuracy on the images left over."""
+    recipes = dict(labelled(text) for text in degrade)
+    found = find_dataset(data, "clean", next(iter(recipes.values())))
+    networks = two_networks(backbone, params, base, target, device)
+
+    from restorekit.analysis import protocols
+    from restorekit.analysis.images import FilePairs
+    from restorekit.datasets import Sample
+    from restorekit.degradations.spec import RecipeSpec
+
+    discovered = {one.label: one for one in read_scores(scores, networks[1])}
+    if discovered.keys() != recipes.keys():
+        raise ConfigError(
+            "--degrade",
+            f"labels are {', '.join(recipes)}, the scores are of {', '.join(discovered)}",
+            "write LABEL=RECIPE for each label of the scores",
+        )
+    samples = found.samples[:limit]
+    if len(samples) <= reference + fit:
+        raise ConfigError(
+            "--data",
+            f"{len(samples)} images leave none to test beside {reference} for reference and {fit} to fit",
+            "give more images, or lower --reference and --fit",
+        )
+    score = protocols.ImageScorer(*networks, next(iter(discovered.values())).table, steps=steps)
+    kinds = {"": RecipeSpec.model_validate("clean"), **recipes}
+    told: list[tuple[Any, set[str]]] = []
+    with counting("images", len(samples) * len(kinds)) as done:
+        for sample in samples:
+            for label, recipe in kinds.items():
+                files = FilePairs((sample,), networks[1].channels, networks[1].scale, recipe, seed, crop)
+                told.append((score(files.pair(sample).degraded), {label} - {""}))
+                done()
+    first, second = reference * len(kinds), (reference + fit) * len(kinds)
+    classifier = protocols.fit_overlap(
+        discovered, [own for own, _ in told[:first]], told[first:second], ratio
+    )
+    accuracy = classifier.accuracy(told[second:])
+    named: dict[str, Any] = {}
+    for path in image or []:
+        files = FilePairs((), networks[1].channels, 1, None, seed, crop)
+        own = score(files.pair(Sample(path.name, path, path)).degraded)
+        named[str(path)] = {
+            "degradations": sorted(classifier.degradations(own)),
+            "overlaps": classifier.overlaps(own),
+        }
+    tested = len(samples) - reference - fit
+    if as_json:
+        facts = {"accuracy": accuracy, "thresholds": dict(classifier.thresholds), "tested": tested}
+        say_json({**facts, "images": named})
+        return
+    cells: list[tuple[str, ...]] = [
+        (label, f"{classifier.thresholds[label]:.2f}", f"{accuracy[label]:.1%}") for label in discovered
+    ]
+    say(table(cells, ("DEGRADATION", "THRESHOLD", "BALANCED ACCURACY")))
+    say(f"on {tested} images, each clean and with every degradation; {reference} reference, {fit} to fit")
+    for name, facts in named.items():
+        scored = ", ".join(f"{label} {value:.2f}" for label, value in facts["overlaps"].items())
+        say(f"{name}: {', '.join(facts['degradations']) or 'none'} ({scored})")
+
+
+def reproduce(
+    config: Annotated[Path, typer.Argument(help="YAML file of the experiment, or its folder to resume.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the experiment.", show_default="runs/faig-NAME"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, as KEY=VALUE; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Also put the figures between the markers of this page.")
+    ] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train, discover, mask, retrain, map and classify: the published experiment, tables beside its own."""
+    from restorekit.analysis.experiment import ExperimentSpec
+
+    folder = output or (config if config.is_dir() else Path("runs") / f"faig-{config.stem}")
+    file = config / "config.yaml" if config.is_dir() else config
+    spec = check(ExperimentSpec, with_settings(read_yaml(file), settings or []), file.name)
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from restorekit.analysis.page import render, write_between
+    from restorekit.analysis.reproduce import reproduce as run
+    from restorekit.runtime import tune_allocator
+
+    tune_allocator()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task, doing = progress.add_task("begin", total=None), ""
+
+        def report(what: str, done: int, total: int) -> None:
+            nonlocal doing
+            if what != doing:
+                progress.reset(task, description=what)
+                doing = what
+            progress.update(task, completed=done, total=total or None)
+
+        results = run(spec, folder, device, resume=resume, progress=report)
+    if write:
+        write_between(write, render(spec, results))
+    if as_json:
+        say_json(results)
+        return
+    say(str(folder / "page.md"))
+
+
+def _grid(text: str) -> list[float]:
+    try:
+        if ":" in text:
+            low, high, count = text.split(":")
+            number = int(count)
+            ends = float(low), float(high)
+            return [ends[0] + (ends[1] - ends[0]) * step / max(1, number - 1) for step in range(number)]
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            "--shares", f"{text!r} is no grid", "write 0:1.5:16, or numbers with commas as 0,0.5,1"
+        ) from error
