@@ -47,6 +47,8 @@ class FrozenPrior(Prior):
         size: in pixels; that of the network when None, for ``dynamic`` 1024.
         dtype: fp32, bf16 or fp16, of weights and computation.
         differentiable: let gradients through to the image.
+        shuffled: seed by which the values of every tensor of weights are put in a random order: a control
+            for experiments, with the size and the statistics of the model and nothing of what it knows.
 
     Raises:
         ConfigError: the mode, the size or the dtype is none.
@@ -59,7 +61,9 @@ class FrozenPrior(Prior):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, mode: str, size: int | None, dtype: str, differentiable: bool) -> None:
+    def __init__(
+        self, *, mode: str, size: int | None, dtype: str, differentiable: bool, shuffled: int | None = None
+    ) -> None:
         super().__init__()
         for what, value, known in (("mode", mode, get_args(SizeMode)), ("dtype", dtype, _DTYPES)):
             if value not in known:
@@ -68,7 +72,7 @@ class FrozenPrior(Prior):
         if size is not None and size < 1:
             raise ConfigError("params.size", f"is {size}", "give a number of pixels")
         self.mode, self.size, self.precision, self.differentiable = mode, size, dtype, differentiable
-        self.multiple = 1
+        self.shuffled, self.multiple = shuffled, 1
         self._facts: dict[str, Any] = {}
         self._source: Source | None = None
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
@@ -108,6 +112,9 @@ class FrozenPrior(Prior):
         self.eval()
         preprocessing = {"mode": self.mode, "size": self.size, "mean": list(mean), "std": list(std)}
         self._facts = {**facts, **preprocessing, "dtype": self.precision}
+        if self.shuffled is not None:
+            _shuffle(network, self.shuffled)
+            self._facts["shuffled"] = self.shuffled
         self._source = source
 
     @cached_property
@@ -270,6 +277,16 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None
             f"{type(network).__name__} has values that no file holds: {', '.join(left[:3])}",
             "report the version of the library",
         )
+
+
+def _shuffle(network: nn.Module, seed: int) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    for weights in network.parameters():
+        # Without memory there is nothing to put in order.
+        if weights.is_meta:
+            continue
+        order = torch.randperm(weights.numel(), generator=drawn).to(weights.device)
+        weights.data = weights.flatten()[order].reshape(weights.shape)
 
 
 def _read(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -20,8 +20,9 @@ class Patches(FrozenPrior):
         dtype: str = "fp32",
         differentiable: bool = False,
         broken: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         self.broken, self.given = broken, []
         network = nn.Conv2d(3, 4, 8, stride=8)
         if not on_meta():
@@ -165,6 +166,16 @@ def test_wrong_arguments_are_refused(params, message):
 def test_fingerprints_tell_arguments_and_files_apart():
     marks = {Patches(**params).fingerprint for params in ({}, dict(size=64), dict(mode="long"))}
     assert len(marks) == 3
+
+
+def test_shuffled_weights_are_the_same_values_in_another_order_that_the_seed_says():
+    own, first, again, second = (Patches(shuffled=seed) for seed in (None, 0, 0, 1))
+    for name, value in own.network.named_parameters():
+        assert torch.equal(first.network.get_parameter(name).flatten().sort()[0], value.flatten().sort()[0])
+    assert not torch.equal(own.network.weight, first.network.weight)
+    assert torch.equal(first.network.weight, again.network.weight)
+    assert not torch.equal(first.network.weight, second.network.weight)
+    assert len({prior.fingerprint for prior in (own, first, again, second)}) == 3
 
 
 def test_tensors_are_read_by_their_beginnings(tmp_path):

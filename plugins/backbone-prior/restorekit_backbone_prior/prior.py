@@ -41,6 +41,7 @@ class BackbonePrior(FrozenPrior):
         size: in pixels; of ``dynamic`` the longest side, any when None.
         dtype: fp32, bf16 or fp16.
         differentiable: let gradients through to the image.
+        shuffled: seed; the weights in a random order, as a control.
 
     Raises:
         UnknownComponentError: there is no such backbone.
@@ -60,8 +61,9 @@ class BackbonePrior(FrozenPrior):
         size: int | None = None,
         dtype: str = "fp32",
         differentiable: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         network, part = ready_backbone(backbone, params or {}, weights)
         if network.channels not in (1, 3):
             raise ConfigError(

@@ -42,6 +42,7 @@ class Blip2(FrozenPrior):
         size: in pixels; the model's when None.
         dtype: fp32, bf16 or fp16; the tower alone has 986 M parameters.
         differentiable: let gradients through to the image.
+        shuffled: seed; the weights in a random order, as a control.
 
     Raises:
         ConfigError: an argument is none of those.
@@ -57,8 +58,9 @@ class Blip2(FrozenPrior):
         size: int | None = None,
         dtype: str = "fp32",
         differentiable: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
         self.tokens = tokens or str(stated.get("tokens", "projection"))
         if self.tokens not in _TOKENS:

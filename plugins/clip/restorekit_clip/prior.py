@@ -43,6 +43,7 @@ class Clip(FrozenPrior):
         size: in pixels; the model's when None.
         dtype: fp32, bf16 or fp16.
         differentiable: let gradients through to the image.
+        shuffled: seed; the weights in a random order, as a control.
 
     Raises:
         ConfigError: an argument is none of those.
@@ -60,8 +61,9 @@ class Clip(FrozenPrior):
         size: int | None = None,
         dtype: str = "fp32",
         differentiable: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         if positions not in _POSITIONS:
             raise ConfigError(
                 "params.positions", f"is {positions!r}", near(positions, _POSITIONS) or "use resize or none"

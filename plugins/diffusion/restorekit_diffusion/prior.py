@@ -49,6 +49,7 @@ class Diffusion(FrozenPrior):
         size: in pixels; the model's when None (512).
         dtype: fp32, bf16 or fp16; the encoder is known to overflow in fp16.
         differentiable: let gradients through to the image.
+        shuffled: seed; the weights in a random order, as a control.
 
     Raises:
         ConfigError: an argument is none of those.
@@ -67,8 +68,9 @@ class Diffusion(FrozenPrior):
         size: int | None = None,
         dtype: str = "fp32",
         differentiable: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         if not 0 <= timestep < 1000:
             raise ConfigError("params.timestep", f"is {timestep}", "give one from 0 to 999")
         if prompt not in _PROMPTS:

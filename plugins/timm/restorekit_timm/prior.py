@@ -42,6 +42,7 @@ class Timm(FrozenPrior):
         size: in pixels; the model's when None.
         dtype: fp32, bf16 or fp16.
         differentiable: let gradients through to the image.
+        shuffled: seed; the weights in a random order, as a control.
 
     Raises:
         ConfigError: an argument is none of those, or timm has no such model.
@@ -60,8 +61,9 @@ class Timm(FrozenPrior):
         size: int | None = None,
         dtype: str = "fp32",
         differentiable: bool = False,
+        shuffled: int | None = None,
     ) -> None:
-        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable)
+        super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         if reference is None and model is None:
             reference = next(item.tag for item in WEIGHTS if item.default)
         stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
