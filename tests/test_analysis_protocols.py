@@ -243,8 +243,7 @@ def test_images_are_told_apart_by_their_filters_alone(trained):
         kinds = {"": clean, "stripes": striped(clean), "noise": noisy(clean, seed)}
         return [(score(image), {label} - {""}) for label, images in kinds.items() for image in images]
 
-    reference = [own for own, _ in labelled(1, 3)]
-    fitted = fit_overlap(scores, reference, labelled(2, 4), 0.05)
+    fitted = fit_overlap(scores, labelled(2, 4), 0.05)
     accuracy = fitted.accuracy(labelled(3, 4))
     assert min(accuracy.values()) >= 0.85, accuracy
     assert fitted.degradations(score(noisy(scenes(1, 32, 8), 3))) == {"noise"}
@@ -258,20 +257,17 @@ def test_overlaps_are_shares_of_an_images_own_filters():
     discovered = {label: FilterScores(table, own, "faig", label, "b") for label, own in values.items()}
     one, other = torch.zeros(100), torch.zeros(100)
     one[:10], other[50:60] = 2.0, 2.0
-    reference = [torch.zeros(100)]
-    fitted = fit_overlap(
-        discovered, reference, [(one, {"a"}), (other, {"b"} - {"b"}), (values["b"], {"b"})], 0.1
-    )
+    fitted = fit_overlap(discovered, [(one, {"a"}), (other, {"b"} - {"b"}), (values["b"], {"b"})], 0.1)
     assert fitted.overlaps(one) == {"a": 1.0, "b": 0.5}
     # Without it 0.5 at most, with it 1: the threshold lies halfway.
     assert fitted.thresholds == {"a": pytest.approx(0.75), "b": pytest.approx(0.75)}
     assert fitted.degradations(one) == {"a"} and fitted.degradations(other) == set()
     with pytest.raises(RestoreKitError, match="some with and some without a"):
-        fit_overlap(discovered, reference, [(one, {"a"})], 0.1)
+        fit_overlap(discovered, [(one, {"a"})], 0.1)
     with pytest.raises(RestoreKitError, match="none at all"):
-        fit_overlap(discovered, reference, [(one, {"a"}), (other, set())], 0.001)
-    with pytest.raises(RestoreKitError, match="at least one of each"):
-        fit_overlap(discovered, [], [(one, {"a"})], 0.1)
+        fit_overlap(discovered, [(one, {"a"}), (other, set())], 0.001)
+    with pytest.raises(RestoreKitError, match="needs discovered filters"):
+        fit_overlap({}, [(one, {"a"})], 0.1)
 
 
 def test_protocols_refuse_networks_of_another_architecture():

@@ -44,9 +44,7 @@ def document(photographs, cache, **changes):
         "retrain_ratio": 0.1,
         "overlap": {
             "images": {"folder": str(photographs), "count": 4, "crop": 8},
-            "reference": 1,
-            "fit": 2,
-            "ratio": 0.1,
+            "fit": 3,
             "steps": 2,
         },
         "crop_of_pictures": 10,
@@ -81,7 +79,12 @@ def test_everything_is_measured_for_every_seed(experiment):
             for method in METHODS
         )
         assert (
-            all(0 <= value <= 1 for value in own["overlap"]["accuracy"].values())
+            all(
+                0 <= value <= 1
+                for among in ("degraded", "all")
+                for ratio in ("0.05", "0.2")
+                for value in own["overlap"][among][ratio]["accuracy"].values()
+            )
             and own["overlap"]["tested"] == 1
         )
         assert all(0 <= own["distribution"][label]["depth"] <= 1 for label in ("blur", "noise"))
@@ -208,7 +211,7 @@ def test_the_deviation_is_that_of_a_sample():
 def test_experiments_that_make_no_sense_are_refused(photographs, tmp_path):
     for changes, message in (
         ({"seeds": [1, 1]}, "a seed stands twice"),
-        ({"overlap": {"images": {"count": 3}, "reference": 1, "fit": 2}}, "leave none to test on"),
+        ({"overlap": {"images": {"count": 3}, "fit": 3}}, "leave none to test on"),
         ({"data": {"pairs": str(photographs)}}, "degrades clean photographs itself"),
         ({"published": "edsr"}, "published"),
         ({"stepps": 3}, "unknown key 'stepps'"),

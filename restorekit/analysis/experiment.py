@@ -40,9 +40,7 @@ class OverlapSpec(Spec):
     """Telling degradations by overlap scores."""
 
     images: ImagesSpec = ImagesSpec()
-    reference: int = Field(default=4, gt=0, description="first images, whose mean scores are taken off")
-    fit: int = Field(default=8, gt=0, description="next images, on which thresholds are fitted")
-    ratio: Share = 0.01
+    fit: int = Field(default=8, gt=0, description="first images, on which thresholds are fitted")
     steps: int = Field(default=16, gt=0, description="gradients for each image")
 
 
@@ -80,11 +78,11 @@ class ExperimentSpec(Spec):
             raise _wrong("the experiment degrades clean photographs itself", "write data: {folder: PATH}")
         if len(set(self.seeds)) < len(self.seeds):
             raise _wrong(f"a seed stands twice in {list(self.seeds)}", "name different ones")
-        left = self.overlap.images.count - self.overlap.reference - self.overlap.fit
+        left = self.overlap.images.count - self.overlap.fit
         if left < 1:
             raise _wrong(
                 "overlap.images leave none to test on",
-                "raise overlap.images.count, or lower reference and fit",
+                "raise overlap.images.count, or lower fit",
             )
         return self
 

@@ -12,6 +12,7 @@ from restorekit.analysis.published import (
     MASKING_SET,
     METHODS,
     OVERLAP,
+    OVERLAP_THRESHOLDS,
     RETRAINING,
     UPPER_BOUND,
     Figure,
@@ -155,25 +156,27 @@ def _retraining(spec: ExperimentSpec, summary: Mapping[str, Any]) -> str:
 
 
 def _overlap(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            label,
-            _shown(found["accuracy"][label], percent=True),
-            f"{_shown(found['thresholds'][label], 2)}",
-            f"*{OVERLAP[label]:.0%}*",
-        ]
-        for label in LABELS
-    ]
-    tested = round(found["tested"]["mean"])
+    header, rows = [""], [[label] for label in LABELS]
+    for among, question in (("degraded", "blurry or noisy"), ("all", "or clean")):
+        for ratio in spec.ratios:
+            header.append(f"{question}, {ratio:.0%}")
+            for label, row in zip(LABELS, rows, strict=True):
+                own = found[among][str(ratio)]
+                accuracy = _shown(own["accuracy"][label], percent=True)
+                row.append(f"{accuracy} (over {own['thresholds'][label]['mean']:.2f})")
+    for label, row in zip(LABELS, rows, strict=True):
+        row.append(f"*{OVERLAP[label]:.0%} (over {OVERLAP_THRESHOLDS[label]:.2f})*")
     return "\n".join(
         [
             "**Degradation by overlap score**, without clean images: balanced accuracy on"
-            f" {tested} images, each clean, blurry and noisy; thresholds fitted on {spec.overlap.fit}"
-            " others.",
+            f" {round(found['tested']['mean'])} images, each blurry and noisy, in the last columns also"
+            f" clean; thresholds, in brackets, fitted on {spec.overlap.fit} others. The share is that of the"
+            " filters compared.",
             "",
-            _table(["", "accuracy", "threshold", "*published*"], rows),
+            _table([*header, "*published*"], rows),
             "",
-            "How the published figure finds the filters of an image is not known to us.",
+            "How the published figure finds the filters of an image, and among which images, is not known to"
+            " us. An image that is clean is sharpened too, and by the filters of blur.",
         ]
     )
 

@@ -65,3 +65,5 @@ UPPER_BOUND: Mapping[str, Figure] = {"blur": (29.203, 0.021), "noise": (26.712, 
 
 #: Accuracy of telling a degradation by overlap scores.
 OVERLAP: Mapping[str, float] = {"noise": 0.98, "blur": 0.96}
+#: Overlap over which an image has it.
+OVERLAP_THRESHOLDS: Mapping[str, float] = {"noise": 0.6, "blur": 0.5}

@@ -334,26 +334,28 @@ class _Seed:
     ) -> dict[str, Any]:
         settings = self.spec.overlap
         score = ImageScorer(base, target, rankings["faig"][LABELS[0]].table, steps=settings.steps)
-        parts = (settings.reference, settings.fit, len(images) - settings.reference - settings.fit)
-        if parts[2] < 1:
+        tested = len(images) - settings.fit
+        if tested < 1:
             raise ImageError(
-                f"{len(images)} images leave none to classify beside {parts[0]} for reference and {parts[1]}"
-                " to fit",
+                f"{len(images)} images leave none to classify beside {settings.fit} to fit",
                 "name a folder with more images under overlap.images",
             )
-        told: list[list[tuple[Tensor, set[str]]]] = [[], [], []]
+        told: list[tuple[Tensor, set[str]]] = []
         for index, image in enumerate(images):
-            part = 0 if index < parts[0] else 1 if index < parts[0] + parts[1] else 2
             for label in ("clean", *LABELS):
                 (pair,) = self._inputs(label, [image])
-                told[part].append((score(pair.degraded), {label} - {"clean"}))
+                told.append((score(pair.degraded), {label} - {"clean"}))
             self.progress(f"seed {self.seed}: overlap", index + 1, len(images))
-        classifier = fit_overlap(rankings["faig"], [own for own, _ in told[0]], told[1], settings.ratio)
-        return {
-            "accuracy": classifier.accuracy(told[2]),
-            "thresholds": dict(classifier.thresholds),
-            "tested": parts[2],
-        }
+        found: dict[str, Any] = {"tested": tested}
+        for among, kept in (("degraded", [one for one in told if one[1]]), ("all", told)):
+            of_one = len(kept) // len(images)
+            for ratio in self.spec.ratios:
+                fitted = fit_overlap(rankings["faig"], kept[: settings.fit * of_one], ratio)
+                found.setdefault(among, {})[str(ratio)] = {
+                    "accuracy": fitted.accuracy(kept[settings.fit * of_one :]),
+                    "thresholds": dict(fitted.thresholds),
+                }
+        return found
 
     def _distribution(self, rankings: Rankings) -> dict[str, Any]:
         ratio = self.spec.ratios[0]

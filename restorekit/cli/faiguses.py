@@ -286,8 +286,7 @@ def overlap(
     ] = None,
     ratio: Ratio = 0.01,
     steps: Annotated[int, typer.Option(min=1, help="Gradients for each image.")] = 16,
-    reference: Annotated[int, typer.Option(min=1, help="First images, whose mean scores are taken off.")] = 4,
-    fit: Annotated[int, typer.Option(min=1, help="Next images, on which thresholds are fitted.")] = 8,
+    fit: Annotated[int, typer.Option(min=1, help="First images, on which thresholds are fitted.")] = 8,
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
@@ -312,11 +311,11 @@ def overlap(
             "write LABEL=RECIPE for each label of the scores",
         )
     samples = found.samples[:limit]
-    if len(samples) <= reference + fit:
+    if len(samples) <= fit:
         raise ConfigError(
             "--data",
-            f"{len(samples)} images leave none to test beside {reference} for reference and {fit} to fit",
-            "give more images, or lower --reference and --fit",
+            f"{len(samples)} images leave none to test beside {fit} to fit",
+            "give more images, or lower --fit",
         )
     score = protocols.ImageScorer(*networks, next(iter(discovered.values())).table, steps=steps)
     kinds = {"": RecipeSpec.model_validate("clean"), **recipes}
@@ -327,11 +326,9 @@ def overlap(
                 files = FilePairs((sample,), networks[1].channels, networks[1].scale, recipe, seed, crop)
                 told.append((score(files.pair(sample).degraded), {label} - {""}))
                 done()
-    first, second = reference * len(kinds), (reference + fit) * len(kinds)
-    classifier = protocols.fit_overlap(
-        discovered, [own for own, _ in told[:first]], told[first:second], ratio
-    )
-    accuracy = classifier.accuracy(told[second:])
+    fitted = fit * len(kinds)
+    classifier = protocols.fit_overlap(discovered, told[:fitted], ratio)
+    accuracy = classifier.accuracy(told[fitted:])
     named: dict[str, Any] = {}
     for path in image or []:
         files = FilePairs((), networks[1].channels, 1, None, seed, crop)
@@ -340,7 +337,7 @@ def overlap(
             "degradations": sorted(classifier.degradations(own)),
             "overlaps": classifier.overlaps(own),
         }
-    tested = len(samples) - reference - fit
+    tested = len(samples) - fit
     if as_json:
         facts = {"accuracy": accuracy, "thresholds": dict(classifier.thresholds), "tested": tested}
         say_json({**facts, "images": named})
@@ -349,7 +346,7 @@ def overlap(
         (label, f"{classifier.thresholds[label]:.2f}", f"{accuracy[label]:.1%}") for label in discovered
     ]
     say(table(cells, ("DEGRADATION", "THRESHOLD", "BALANCED ACCURACY")))
-    say(f"on {tested} images, each clean and with every degradation; {reference} reference, {fit} to fit")
+    say(f"on {tested} images, each clean and with every degradation; {fit} others to fit")
     for name, facts in named.items():
         scored = ", ".join(f"{label} {value:.2f}" for label, value in facts["overlaps"].items())
         say(f"{name}: {', '.join(facts['degradations']) or 'none'} ({scored})")

@@ -2,8 +2,7 @@
 
 FAIG (Xie et al., NeurIPS 2021) finds that an image's own filters overlap with those discovered for its
 degradation. How the paper finds an image's own filters is not stated in what we could read; here the target's
-own output stands in for the clean image, and what matters for a set of reference images of all kinds is taken
-off. Thresholds are fitted on labelled images that are not tested on.
+own output stands in for the clean image. Thresholds are fitted on labelled images that are not tested on.
 
 Shape letters: ``F`` filters of the network, ``K`` chosen ones.
 """
@@ -72,20 +71,18 @@ class OverlapClassifier:
     Attributes:
         table: the filters of the network.
         discovered: filters (K,) of each degradation.
-        reference: mean scores (F,) of the reference images.
         ratio: share of filters that an image's own are.
         thresholds: of each degradation.
     """
 
     table: FilterTable
     discovered: Mapping[str, Tensor]
-    reference: Tensor
     ratio: float
     thresholds: Mapping[str, float]
 
     def overlaps(self, scores: Tensor) -> dict[str, float]:
         """Return the overlap score of an image for each degradation, from its filters' scores (F,)."""
-        return overlap_scores(self.table, self.discovered, scores - self.reference, self.ratio)
+        return overlap_scores(self.table, self.discovered, scores, self.ratio)
 
     def degradations(self, scores: Tensor) -> set[str]:
         """Return what an image suffers from; nothing where no overlap exceeds its threshold."""
@@ -108,7 +105,6 @@ class OverlapClassifier:
 
 def fit_overlap(
     discovered: Mapping[str, FilterScores],
-    reference: Sequence[Tensor],
     labelled: Sequence[tuple[Tensor, AbstractSet[str]]],
     ratio: float = 0.01,
 ) -> OverlapClassifier:
@@ -116,31 +112,27 @@ def fit_overlap(
 
     Args:
         discovered: scores of each degradation, contrasted with the others; their best filters are compared.
-        reference: scores (F,) of images of all kinds.
         labelled: scores (F,) of images with what they suffer from; not those that are tested on.
         ratio: share of filters that count as discovered, and as an image's own.
 
     Raises:
-        RestoreKitError: scores are of different filters, there are no reference images, or no labelled image
-            has or lacks a degradation.
+        RestoreKitError: there are no scores, they are of different filters, or no labelled image has or lacks
+            a degradation.
     """
-    if not discovered or not reference:
-        raise RestoreKitError(
-            "a classifier needs discovered filters and reference images", "give at least one of each"
-        )
+    if not discovered:
+        raise RestoreKitError("a classifier needs discovered filters", "give scores of a degradation")
     table = next(iter(discovered.values())).table
     if any(scores.table != table for scores in discovered.values()):
         raise RestoreKitError(
             "the scores of the degradations are of different filters", "attribute them alike"
         )
     filters = {label: scores.top(ratio, budget="filters") for label, scores in discovered.items()}
-    mean = torch.stack(list(reference)).mean(0)
-    overlaps = [(overlap_scores(table, filters, scores - mean, ratio), labels) for scores, labels in labelled]
+    overlaps = [(overlap_scores(table, filters, scores, ratio), labels) for scores, labels in labelled]
     thresholds = {
         label: _threshold([(found[label], label in labels) for found, labels in overlaps], label)
         for label in filters
     }
-    return OverlapClassifier(table, filters, mean, ratio, thresholds)
+    return OverlapClassifier(table, filters, ratio, thresholds)
 
 
 def overlap_scores(
