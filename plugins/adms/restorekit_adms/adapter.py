@@ -13,20 +13,19 @@ from torch import Tensor, nn
 
 from restorekit.catalog import PARAMS_KEY
 from restorekit.contracts import Adapter, Backbone
-from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
-from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, fingerprint, select
-from restorekit.weights import load_into, read_tensors
+from restorekit.errors import ConfigError, RestoreKitError, WeightsError
+from restorekit.filters import Budget, FilterScores, Scope, Unit, fingerprint
+from restorekit.weights import load_into
 from restorekit_adms import files
+from restorekit_adms.choosing import Choice, Init, Mask, check_word
 from restorekit_adms.classifier import WIDTHS, Classifier
-from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, vectors_of
+from restorekit_adms.deltas import Delta, Vectors
 from restorekit_adms.naming import check_names, unknown
 from restorekit_adms.network import Adaptive, Mode
 from restorekit_adms.routing import Route, RouterChoice
 
 FORMAT = "restorekit.adms/1"
 
-Mask = Literal["scores", "random"]
-Init = Literal["zeros", "copy"]
 Train = Literal["deltas", "classifier", "all"]
 
 # Arguments that a file states: how it acts. The others say how it was made, or name other files.
@@ -101,39 +100,35 @@ class Adms(Adapter):
         train: Train = "deltas",
     ) -> None:
         super().__init__()
-        words = {
-            "budget": (budget, Budget),
-            "scope": (scope, Scope),
-            "mask": (mask, Mask),
-            "vectors": (vectors, Vectors),
-            "init": (init, Init),
-            "mode": (mode, Mode),
-            "train": (train, Train),
-        }
-        for key, (word, allowed) in words.items():
-            if word not in get_args(allowed):
-                known = get_args(allowed)
-                raise ConfigError(
-                    f"params.{key}", f"is {word!r}", near(str(word), known) or f"use {', '.join(known)}"
-                )
-        if not 0 < ratio <= 1:
-            raise ConfigError("params.ratio", f"{ratio} is not in (0, 1]", "write 0.03 for three per cent")
+        self.choice = Choice(
+            scores=dict(scores or {}),
+            ratio=ratio,
+            budget=budget,
+            unit=unit,
+            scope=scope,
+            share=share,
+            exclusive=exclusive,
+            mask=mask,
+            seed=seed,
+            vectors=vectors,
+            init=init,
+            specialists=dict(specialists or {}),
+        )
+        check_word("mode", mode, get_args(Mode))
+        check_word("train", train, get_args(Train))
         if not temperature > 0:
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
         check_names([*degradations, *([none] if none else [])])
-        self.scores, self.parts, self.specialists = dict(scores or {}), tuple(parts), dict(specialists or {})
-        for key, named in (("scores", self.scores), ("specialists", self.specialists)):
+        self.parts = tuple(parts)
+        for key, named in (("scores", self.choice.scores), ("specialists", self.choice.specialists)):
             for name in named:
                 if name not in degradations:
                     raise ConfigError(
                         f"params.{key}", f"{name!r} is no degradation here", f"degradations: [{name}]"
                     )
-        self.ratio, self.budget, self.scope, self.share = ratio, budget, scope, share
-        self.unit = check_unit(unit) if unit else None
         if not widths or min(widths) < 1:
             raise ConfigError("params.widths", f"{list(widths)} are no widths", "write [16, 24, 32, 32, 48]")
         self.widths = tuple(widths)
-        self.exclusive, self.mask, self.seed, self.vectors, self.init = exclusive, mask, seed, vectors, init
         self.router, self.none, self.mode = RouterChoice.of(router), none, mode
         self.temperature, self.top1, self.train_what = temperature, top1, train
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
@@ -244,10 +239,9 @@ class Adms(Adapter):
             )
         if self.train_what == "classifier":
             return
-        self.choose(backbone, {name: self._scores(name) for name in self._wanted})
-        if self.init == "copy":
-            for name in self._wanted:
-                self.delta(name).copy_difference(backbone, self._specialist(name))
+        found = self.choice.begin(backbone, self._wanted)
+        for name, delta in found.items():
+            self.put(name, delta)
 
     def choose(
         self, backbone: nn.Module, scores: Mapping[str, FilterScores | None], ratio: float | None = None
@@ -262,61 +256,8 @@ class Adms(Adapter):
         Raises:
             RestoreKitError: scores are of another base or of different filters, or the ratio is too small.
         """
-        given = [each for each in scores.values() if each]
-        for each in given:
-            each.check_base(backbone.state_dict())
-        table = given[0].table if given else FilterTable.of(backbone, self.unit or "kernel")
-        if any(each.table != table for each in given):
-            raise RestoreKitError(
-                "the scores are of different kinds of filters", "score all degradations with the same unit"
-            )
-        values = {
-            name: each.values if each and self.mask == "scores" else random_scores(table, self.seed, name)
-            for name, each in scores.items()
-        }
-        part = self.ratio if ratio is None else ratio
-        chosen = {
-            name: select(table, each, part, budget=self.budget, scope=self.scope, share=self.share)
-            for name, each in values.items()
-        }
-        if self.exclusive:
-            chosen = _exclusive(chosen, values)
-        vectors = vectors_of(backbone) if self.vectors == "all" else {}
-        for name, filters in chosen.items():
-            delta = Delta.choose(table, filters, vectors)
-            if delta.parameter_count == 0:
-                raise RestoreKitError(
-                    f"a ratio of {part} is less than one filter of this network", "raise params.ratio"
-                )
-            self.put(name, delta.to(next(backbone.parameters()).device))
-
-    def _scores(self, name: str) -> FilterScores | None:
-        path = self.scores.get(name)
-        if path is None:
-            if self.mask == "random":
-                return None
-            raise ConfigError(
-                "params.scores",
-                f"there are no scores for {name}",
-                f"scores: {{{name}: FILE}} as `restorekit faig` writes, or mask: random",
-            )
-        scores = FilterScores.load(path)
-        if self.unit and scores.table.unit != self.unit:
-            raise ConfigError(
-                "params.unit",
-                f"is {self.unit}, the scores in {path} are of {scores.table.unit}",
-                f"write unit: {scores.table.unit}",
-            )
-        return scores
-
-    def _specialist(self, name: str) -> dict[str, Tensor]:
-        if name not in self.specialists:
-            raise ConfigError(
-                "params.specialists",
-                f"init: copy needs the network that was fine-tuned on {name}",
-                f"specialists: {{{name}: FILE}}",
-            )
-        return read_tensors(_file(self.specialists[name]))
+        for name, delta in self.choice.among(backbone, scores, ratio).items():
+            self.put(name, delta)
 
     # Files.
 
@@ -353,11 +294,10 @@ class Adms(Adapter):
 
     def file_facts(self) -> Mapping[str, str]:
         """Return format, base, and how the filters were chosen."""
-        choice = {"ratio": self.ratio, "budget": self.budget, "scope": self.scope, "mask": self.mask}
         return {
             "adms.format": FORMAT,
             "adms.base": self.base_hash,
-            **({} if self.parts else {"adms.choice": json.dumps(choice)}),
+            **({} if self.parts else {"adms.choice": json.dumps(self.choice.facts)}),
             **({"adms.base_parameters": str(self.base_parameters)} if self.base_parameters else {}),
             "adms.parameters": json.dumps({name: self.delta(name).parameter_count for name in self.names}),
         }
@@ -549,16 +489,6 @@ class Adms(Adapter):
         return logits[:, [self.told.index(name) for name in names]]
 
 
-def _exclusive(chosen: dict[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Leave each filter to the degradation that it scores highest for; the first of equals."""
-    names = list(chosen)
-    held = torch.full((len(names), len(values[names[0]])), -torch.inf)
-    for row, name in enumerate(names):
-        held[row, chosen[name]] = values[name][chosen[name]].float()
-    best = held.argmax(0)
-    return {name: filters[best[filters] == row] for row, (name, filters) in enumerate(chosen.items())}
-
-
 def _by_degradation(tensors: Mapping[str, Tensor], order: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each degradation, its name taken off theirs; in this order where it is known."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -574,13 +504,6 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors into a module; one on the meta device, built for its names and shapes, has no values."""
     if not next(module.parameters()).is_meta:
         module.load_state_dict(dict(tensors))
-
-
-def _file(path: str | Path) -> Path:
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no file {path}", "check the path")
-    return path
 
 
 def _stated(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Filters in networks of four kinds: bits that stay, modes that agree, files, verbs, routers."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -290,7 +291,7 @@ def test_grouped_transposed_convolutions_have_their_outputs_as_filters():
     up = next(tensor for tensor in table if tensor.name == "up.weight")
     scores.values[up.offset + 4] = 1
     adapter = Adms(["rain"], mask="random")
-    adapter.mask = "scores"
+    adapter.choice = replace(adapter.choice, mask="scores")
     adapter.choose(network, {"rain": scores}, ratio=0.2)
     adaptive = adapter.attach(network)
     adapter.delta("rain").get_submodule("tensors.up.weight").val.data += 1
@@ -310,11 +311,11 @@ def test_scores_choose_the_best_and_exclusive_filters_go_to_the_higher_score():
         "blur": FilterScores(table, best * 0.5, "faig", "blur", base),
     }
     adapter = Adms(KINDS, mask="random")
-    adapter.mask = "scores"
+    adapter.choice = replace(adapter.choice, mask="scores")
     adapter.choose(network, given, ratio=0.05)
     chosen = [{name: leaf.idx.tolist() for name, leaf in adapter.delta(kind).leaves()} for kind in KINDS]
     assert chosen[0] == chosen[1] == {k: v.tolist() for k, v in table.chosen(given["rain"].top(0.05)).items()}
-    adapter.exclusive = True
+    adapter.choice = replace(adapter.choice, exclusive=True)
     given["blur"].values[:2] += 1e6
     adapter.choose(network, given, ratio=0.05)
     overlap = Adaptive(network, adapter).combine("both", {"rain": 1, "blur": 1})["rain", "blur"]
