@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,6 @@ import yaml
 from training_cases import write_photographs
 
 from restorekit.analysis.experiment import ExperimentSpec
-from restorekit.analysis.page import BEGIN, END
 from restorekit.analysis.published import MASKING, METHODS, RETRAINING
 from restorekit.analysis.reproduce import reproduce, summary
 from restorekit.config import check, configs_folder, read_yaml
@@ -18,6 +18,7 @@ from restorekit.errors import ConfigError, ImageError, OutputError
 from restorekit.filters import FilterScores
 from restorekit.training.folder import read_run
 
+BEGIN, END = "<!-- faig results: begin -->", "<!-- faig results: end -->"
 CONFIGS = sorted((configs_folder() / "faig").glob("*.yaml"))
 
 
@@ -47,7 +48,7 @@ def document(photographs, cache, **changes):
             "fit": 3,
             "steps": 2,
         },
-        "crop_of_pictures": 10,
+        "drawn": {"folder": str(photographs), "count": 1, "crop": 10},
     }
     return {**facts, **changes}
 
@@ -195,11 +196,13 @@ def test_the_command_writes_between_the_markers_of_a_page(run, experiment, tmp_p
     assert (
         text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n") and "yesterday" not in text
     )
-    assert "4.86 ± 0.9" in text and "map.png" not in text
+    assert "4.86 ± 0.9" in text
+    drawn = re.findall(r"\((images/[^)]+)\)", text)
+    assert len(drawn) == 3 and all((tmp_path / name).stat().st_size > 100 for name in drawn), drawn
     (tmp_path / "bare.md").write_text("nothing")
     words = ("faig", "reproduce", folder, "--resume", "--write", tmp_path / "bare.md", "--device", "cpu")
     code, _, err = run(*words)
-    assert code == 2 and "has no lines <!-- faig results: begin -->" in err
+    assert code == 2 and "has no place for faig results" in err
 
 
 def test_the_deviation_is_that_of_a_sample():

@@ -70,7 +70,9 @@ class ExperimentSpec(Spec):
     retrain: FitSpec
     retrain_ratio: Share = 0.01
     overlap: OverlapSpec = OverlapSpec()
-    crop_of_pictures: int = Field(default=64, gt=0, description="side of pictures in degraded pixels")
+    drawn: ImagesSpec = Field(
+        default=ImagesSpec(count=1, crop=64), description="the first is drawn, restored by degrees"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from restorekit.analysis.experiment import LABELS, ExperimentSpec
@@ -17,10 +18,7 @@ from restorekit.analysis.published import (
     UPPER_BOUND,
     Figure,
 )
-from restorekit.errors import ConfigError
-from restorekit.files import replacing
-
-BEGIN, END = "<!-- faig results: begin -->", "<!-- faig results: end -->"
+from restorekit.files import Marks, replacing
 
 _NAMES = {"faig": "FAIG", "ig": "IG", "delta": "relative change", "random": "random"}
 _INPUTS = {"clean": "clean", "blur": "blurry", "noise": "noisy"}
@@ -58,19 +56,22 @@ def render(spec: ExperimentSpec, results: Mapping[str, Any], pictures: str = "")
     return "\n\n".join(parts) + "\n"
 
 
-def write_between(page: Path, text: str) -> None:
-    """Put a text between the markers of a page.
+def publish(place: Marks, name: str, spec: ExperimentSpec, results: Mapping[str, Any], folder: Path) -> None:
+    """Put the page into a document, and its pictures into the folder ``images`` beside that.
 
-    Raises:
-        ConfigError: the page has no markers.
+    Args:
+        place: in the document.
+        name: what files of pictures begin with.
+        spec: the experiment.
+        results: what ``reproduce`` returned.
+        folder: of the experiment.
     """
-    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
-    before, begin, rest = whole.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(str(page), f"has no lines {BEGIN} and {END}", "add them where the figures belong")
-    with replacing(page) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
+    images = place.path.parent / "images"
+    images.mkdir(exist_ok=True)
+    for drawn in sorted((folder / f"seed-{spec.seeds[0]}").glob("*.png")):
+        with replacing(images / f"{name}-{drawn.name}") as temporary:
+            copyfile(drawn, temporary)
+    place.write(render(spec, results, f"images/{name}-").strip())
 
 
 def _setting(spec: ExperimentSpec, results: Mapping[str, Any]) -> str:

@@ -177,7 +177,7 @@ class _Seed:
                 "blur-order", lambda: {"psnr": blur_order(spec, self.scale, galleries["evaluation"])}
             ),
         }
-        self._strip(base, target, rankings, galleries["evaluation"])
+        self._strip(base, target, rankings, galleries["drawn"])
         return figures
 
     def _seed_of(self, baseline: Path) -> int:
@@ -366,10 +366,9 @@ class _Seed:
         return {label: {"depth": one.depth} for label, one in distributions(table, chosen).items()}
 
     def _strip(self, base: Backbone, target: Backbone, rankings: Rankings, images: Gallery) -> None:
-        side = self.spec.crop_of_pictures
         for label in LABELS:
             scores = rankings["faig"][label]
-            degraded = self._inputs(label, images[:1])[0].degraded[..., :side, :side]
+            degraded = self._inputs(label, images[:1])[0].degraded
             filters = scores.top(self.spec.ratios[0], budget="filters")
             outputs = modulate(target, base, scores.table, filters, degraded, SHARES)
             picture = strip(outputs, [f"{share:g}" for share in SHARES])
@@ -404,11 +403,16 @@ def _scale(spec: ExperimentSpec) -> int:
 
 
 def _galleries(spec: ExperimentSpec, scale: int) -> dict[str, Gallery]:
-    """Return the images of discovery, evaluation and classification."""
+    """Return the images of discovery, evaluation, classification and pictures."""
     # Several folders stand in the names themselves.
     above = Path(spec.data.folder[0]) if len(spec.data.folder) == 1 else Path()
     held_out = [above / photograph.name for photograph in load_source(spec.data, scale).held_out]
-    wanted = {"discovery": spec.discovery, "evaluation": spec.evaluation, "overlap": spec.overlap.images}
+    wanted = {
+        "discovery": spec.discovery,
+        "evaluation": spec.evaluation,
+        "overlap": spec.overlap.images,
+        "drawn": spec.drawn,
+    }
     return {name: _gallery(images, held_out, scale) for name, images in wanted.items()}
 
 

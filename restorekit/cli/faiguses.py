@@ -38,6 +38,7 @@ from restorekit.cli.faiginputs import (
 from restorekit.cli.output import AsJson, Device, counting, say, say_json, table
 from restorekit.config import check, read_yaml, with_settings
 from restorekit.errors import ConfigError
+from restorekit.files import Marks
 
 if TYPE_CHECKING:
     import torch
@@ -363,7 +364,8 @@ def reproduce(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun.")] = False,
     write: Annotated[
-        Path | None, typer.Option("--write", help="Also put the figures between the markers of this page.")
+        Path | None,
+        typer.Option("--write", help="Also put figures and pictures into this Markdown file, at its marks."),
     ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -374,11 +376,13 @@ def reproduce(
     folder = output or (config if config.is_dir() else Path("runs") / f"faig-{config.stem}")
     file = config / "config.yaml" if config.is_dir() else config
     spec = check(ExperimentSpec, with_settings(read_yaml(file), settings or []), file.name)
+    # Looked for before the work, not after it.
+    place = Marks(write, "faig results") if write else None
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from restorekit.analysis.page import render, write_between
+    from restorekit.analysis.page import publish
     from restorekit.analysis.reproduce import reproduce as run
     from restorekit.runtime import tune_allocator
 
@@ -395,8 +399,8 @@ def reproduce(
             progress.update(task, completed=done, total=total or None)
 
         results = run(spec, folder, device, resume=resume, progress=report)
-    if write:
-        write_between(write, render(spec, results))
+    if place:
+        publish(place, folder.name, spec, results, folder)
     if as_json:
         say_json(results)
         return
