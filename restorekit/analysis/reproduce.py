@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any, cast
 import torch
 import yaml
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from restorekit.analysis.attribution import FAIGResult
 from restorekit.analysis.contrast import contrasted
-from restorekit.analysis.experiment import LABELS, ExperimentSpec, ImagesSpec
-from restorekit.analysis.images import degraded_by, to_channels
+from restorekit.analysis.experiment import LABELS, ExperimentSpec
+from restorekit.analysis.galleries import Gallery, galleries_of
+from restorekit.analysis.images import degraded_by
 from restorekit.analysis.networks import load_backbone
 from restorekit.analysis.page import render
 from restorekit.analysis.pairs import Pair, restored
@@ -48,7 +48,6 @@ from restorekit.errors import ConfigError, ImageError, OutputError
 from restorekit.files import ensure_writable, replacing
 from restorekit.filters import FilterScores
 from restorekit.image import Image
-from restorekit.imagefiles import SUFFIXES
 from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source
@@ -61,8 +60,6 @@ Progress = Callable[[str, int, int], None]
 
 # Filters for a degradation, by method.
 Rankings = Mapping[str, Mapping[str, FilterScores]]
-# Names and clean images (3, H, W), their sides multiples of the scale.
-Gallery = Sequence[tuple[str, Tensor]]
 
 
 def reproduce(
@@ -91,7 +88,7 @@ def reproduce(
     where = resolve_device(device)
     scale = _scale(spec)
     # Before any training: a missing folder should not cost hours.
-    galleries = _galleries(spec, scale)
+    galleries = galleries_of(spec, scale)
     seeds = []
     for seed in spec.seeds:
         run = _Seed(spec, folder / f"seed-{seed}", seed, scale, device, where, progress, galleries)
@@ -400,56 +397,6 @@ def _scale(spec: ExperimentSpec) -> int:
     part = find_parts(spec.training("baseline", 0, 1, ""))["backbone"]
     with torch.device("meta"):
         return cast(Backbone, construct(part)).scale
-
-
-def _galleries(spec: ExperimentSpec, scale: int) -> dict[str, Gallery]:
-    """Return the images of discovery, evaluation, classification and pictures."""
-    # Several folders stand in the names themselves.
-    above = Path(spec.data.folder[0]) if len(spec.data.folder) == 1 else Path()
-    held_out = [above / photograph.name for photograph in load_source(spec.data, scale).held_out]
-    wanted = {
-        "discovery": spec.discovery,
-        "evaluation": spec.evaluation,
-        "overlap": spec.overlap.images,
-        "drawn": spec.drawn,
-    }
-    return {name: _gallery(images, held_out, scale) for name, images in wanted.items()}
-
-
-def _gallery(images: ImagesSpec, held_out: Sequence[Path], scale: int) -> Gallery:
-    files = list(_files(images, held_out))
-    if not files:
-        raise ImageError(
-            f"{images.folder or 'the photographs held out'} holds no images", "check folder, first and count"
-        )
-    return [(path.name, _clean(path, images, scale)) for path in files]
-
-
-def _files(images: ImagesSpec, held_out: Sequence[Path]) -> Iterator[Path]:
-    if images.folder is None:
-        found = sorted(held_out)
-    else:
-        folder = Path(images.folder)
-        if not folder.is_dir():
-            raise ImageError(f"{folder} is no folder", "check the path in the config")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    yield from found[images.first : images.first + images.count]
-
-
-def _clean(path: Path, images: ImagesSpec, scale: int) -> Tensor:
-    clean = to_channels(Image.of(path).pixels, 3)
-    if images.reduce > 1:
-        size = [side // images.reduce for side in clean.shape[-2:]]
-        clean = interpolate(clean[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
-    sides = [side // scale * scale for side in clean.shape[-2:]]
-    if images.crop:
-        if min(sides) < images.crop * scale:
-            raise ImageError(
-                f"{path} is smaller than {images.crop * scale} pixels", "lower crop or reduce in the config"
-            )
-        sides = [images.crop * scale] * 2
-    top, left = ((have - want) // 2 for have, want in zip(clean.shape[-2:], sides, strict=True))
-    return clean[:, top : top + sides[0], left : left + sides[1]]
 
 
 def _psnr(one: Tensor, other: Tensor) -> float:
