@@ -22,6 +22,7 @@ from restorekit.analysis.protocols import (
     retrain,
     strip,
 )
+from restorekit.contracts import Backbone
 from restorekit.errors import ImageError, RestoreKitError, TrainingError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
 
@@ -193,6 +194,27 @@ def test_retraining_pads_enlarges_and_keeps_parametrized_layers():
     network = retrain(base, table, torch.arange(4), lambda step: (clean[..., ::2, ::2], clean), steps=2)
     (name,) = (key for key, value in network.state_dict().items() if not torch.equal(value, before[key]))
     assert name == "features.0.parametrizations.weight.original1"
+
+
+def test_retraining_trains_what_is_used_twice_in_both_places():
+    class Twice(Backbone):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, padding=1)
+            self.again = self.first
+            self.tied = nn.Conv2d(3, 3, 3, padding=1)
+            self.tied.weight = self.first.weight
+
+        def forward(self, degraded):
+            return self.tied(self.again(self.first(degraded)))
+
+    base, clean = Twice(), torch.rand(2, 3, 8, 8)
+    table = FilterTable.of(base)
+    network = retrain(base, table, torch.arange(len(table)), lambda step: (clean, clean), steps=3)
+    assert network.again is network.first and network.tied.weight is network.first.weight
+    assert isinstance(network.first.weight, nn.Parameter)
+    assert not torch.equal(network.first.weight, base.first.weight)
+    assert torch.equal(network.first.bias, base.first.bias)
 
 
 def test_discovered_places_learn_more_than_random_ones(trained):

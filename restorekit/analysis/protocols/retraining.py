@@ -63,6 +63,7 @@ def retrain(
     values = {name: nn.Parameter(frozen[name].flatten()[indices]) for name, indices in where.items()}
     if not values:
         return network
+    homes = {name: _homes(network, frozen[name]) for name in values}
     optimizer = torch.optim.Adam(values.values(), lr, betas=betas)
     settings = OptimizerSpec(lr=lr, min_lr=0.0, warmup=0)
     like = next(iter(values.values()))
@@ -71,7 +72,10 @@ def retrain(
             group["lr"] = learning_rate(settings, step, steps)
         degraded, clean = (images.to(like) for images in batch(step))
         padded = pad_to_multiple(degraded, network.size_multiple, network.padding)
-        output = functional_call(network, _written(frozen, where, values), (padded,))
+        written = _written(frozen, where, values)
+        everywhere = {name: written[first] for first, names in homes.items() for name in names}
+        # torch ties names by itself too, and then does not put back what a module has that is used twice.
+        output = functional_call(network, everywhere, (padded,), tie_weights=False)
         value = loss(output[..., : clean.shape[-2], : clean.shape[-1]], clean)
         reached = float(value.detach())
         if not math.isfinite(reached):
@@ -84,6 +88,16 @@ def retrain(
         for name, weight in _written(frozen, where, values).items():
             frozen[name].copy_(weight)
     return network
+
+
+def _homes(network: nn.Module, weights: nn.Parameter) -> list[str]:
+    """Return the names of weights in every module that has them, each module once."""
+    return [
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in network.named_modules()
+        for name, own in module._parameters.items()
+        if own is weights
+    ]
 
 
 def _written(
