@@ -77,7 +77,10 @@ class Step:
         return memory_of(self.network)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the networks; channels innermost is faster on every device that was measured."""
+        """Move the networks, the prior in its own precision.
+
+        Channels innermost is faster on every device that was measured.
+        """
         for network in (self.network, self.prior):
             if network is not None:
                 network.to(device=device, dtype=dtype)
@@ -269,10 +272,8 @@ class Step:
     def _features(self, degraded: Tensor, conditions: Conditions) -> PriorFeatures | None:
         if self.prior is None:
             return None
-        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
-        features = cast(PriorFeatures, self.prior(colour.clamp(0, 1).to(conditions.device, conditions.dtype)))
-        # In half precision the step is run again in float32, as for any other network.
-        if conditions.dtype == torch.float32 and not check_finite(features.glob):
+        features = self.prior.guidance(degraded.to(conditions.device))
+        if not check_finite(features.glob):
             raise ContractError(
                 f"prior {self.parts[1].entry.name} returned values that are not finite",
                 "check its weights and the input",

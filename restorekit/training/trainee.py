@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, Prior, Refiner
 from restorekit.errors import TrainingError
 
 
@@ -225,6 +225,6 @@ class RefinerTrainee(Trainee):
 
     def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:
         with torch.no_grad():
-            guidance: PriorFeatures = self.prior(degraded.clamp(0, 1).expand(-1, 3, -1, -1))
+            guidance = self.prior.guidance(degraded)
         refined: Tensor = self.refiner(degraded, restored, guidance)
         return refined

@@ -322,6 +322,8 @@ class RefinedBackbone(Backbone):
 
     # Sums over the whole map of features.
     tiling = "discouraged"
+    # The prior is shown every image as it came, not in the precision that the network runs in.
+    judges = True
 
     def __init__(self, backbone: Backbone, refiner: PTGRM, prior: Prior) -> None:
         super().__init__()
@@ -373,11 +375,8 @@ class RefinedBackbone(Backbone):
         return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
 
     def _described(self, degraded: Tensor) -> PriorFeatures:
-        weight = next(self.refiner.parameters())
-        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
         with torch.no_grad():
-            described: PriorFeatures = self.prior(colour.clamp(0, 1).to(weight.device, weight.dtype))
-        return described
+            return self.prior.guidance(degraded.to(next(self.refiner.parameters()).device))
 
 
 def _check_words(**words: tuple[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.nn.functional import l1_loss
 from restorekit import Pipeline, PipelineSpec, restore
 from restorekit.building import memory_of
 from restorekit.cli import app
+from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError, TrainingError
 from restorekit.image import Image
 from restorekit.testing import check_backbone
@@ -186,11 +187,33 @@ def test_features_are_refined_inside_the_backbone_of_the_step_before(tmp_path):
     assert [step.component for step in result.steps] == ["deep", "ptgrm+statistics"]
 
 
+def test_prior_inside_a_backbone_says_the_same_in_every_precision(tmp_path, monkeypatch):
+    said, spoken = [], Statistics.forward
+
+    def noting(self, image):
+        said.append(spoken(self, image).glob)
+        return PriorFeatures(said[-1])
+
+    monkeypatch.setattr(Statistics, "forward", noting)
+    _, deep, refiner = inside(tmp_path, "random")
+    network = RefinedBackbone(deep, refiner, Statistics())
+    image = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
+    assert network.judges, "a pipeline hands over the image before it is cast"
+    for dtype in (torch.float32, torch.bfloat16):
+        network.to(dtype).for_image(image, 0)
+    assert len(said) == 2 and torch.equal(*said)
+
+
 def test_backbone_with_refined_features_keeps_the_promises_of_one():
+    class OneByOne(Statistics):
+        # Sums in float32 depend on the size of the batch, by more than is allowed in float64.
+        def forward(self, image):
+            return PriorFeatures(torch.cat([super(OneByOne, self).forward(one[None]).glob for one in image]))
+
     class Refined(RefinedBackbone):
         def __init__(self):
             refiner = PTGRM(prior_features=16, level="feature", latent_features=8, start="random")
-            super().__init__(Deep(), refiner, Statistics())
+            super().__init__(Deep(), refiner, OneByOne())
 
     check_backbone(Refined)
 
