@@ -25,7 +25,7 @@ from restorekit.registry import weights
 HEADER_LIMIT = 100_000_000
 # Names in the metadata of safetensors files that `weights convert` writes; "license" is the hub's spelling.
 PARAMS_KEY, COMPONENT_KEY, LICENCE_KEY = "restorekit.params", "restorekit.component", "license"
-# The prior that a refiner was trained with: name and params, as JSON.
+# The prior that a refiner was trained with: name, params and, where it has one, fingerprint, as JSON.
 PRIOR_KEY = "restorekit.prior"
 # How a reference to a file on the model hub begins.
 HUB = "hf://"

@@ -21,7 +21,7 @@ from restorekit.config import TileSpec
 from restorekit.contracts import Adapter, Backbone, Judged, Prior, PriorFeatures, Refiner, Verdict
 from restorekit.errors import ConfigError, ContractError
 from restorekit.plan import Part
-from restorekit.result import StepRecord
+from restorekit.result import PriorRecord, StepRecord
 from restorekit.runtime import channels_last, check_finite, choose_tile, run_with_ladder, smallest_tile
 from restorekit.tiling import Tiler, pad_to_multiple
 
@@ -76,6 +76,13 @@ class Step:
         """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured."""
         return memory_of(self.network)
 
+    @property
+    def guide(self) -> PriorRecord | None:
+        """Which prior guides a refiner."""
+        if self.prior is None:
+            return None
+        return PriorRecord(self.parts[1].entry.name, self.prior.fingerprint, self.prior.library)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the networks, the prior in its own precision.
 
@@ -120,6 +127,7 @@ class Step:
             licences=tuple(dict.fromkeys(licence for part in self.parts for licence in part.licences)),
             events=tuple(conditions.events),
             verdict=_together(conditions.verdicts),
+            prior=self.guide,
         )
         return output, record
 
@@ -298,12 +306,23 @@ def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
         )
     checkpoint, given = parts[0].checkpoint, parts[1]
     stated = json.loads((checkpoint.metadata() if checkpoint else {}).get(PRIOR_KEY, "null"))
+    if checkpoint is None or not stated:
+        return
+    # Files written before fingerprints were kept state none.
+    trained_with = stated.pop("fingerprint", "")
     found = json.loads(json.dumps({"name": given.entry.name, "params": given.params}))
-    if checkpoint and stated and stated != found:
+    if stated != found:
         raise ConfigError(
             f"{parts[0].where}.prior",
             f"{checkpoint.name} was trained with {_said(stated)}, this is {_said(found)}",
             "name the prior that it was trained with, and its params",
+        )
+    if trained_with and prior.fingerprint and trained_with != prior.fingerprint:
+        raise ConfigError(
+            f"{parts[0].where}.prior",
+            f"{checkpoint.name} was trained with {_said(stated)} of fingerprint {trained_with}, here its "
+            f"fingerprint is {prior.fingerprint}: its files are not the same",
+            "give the prior the files of then (of a hub, by hub:owner/repository@revision), or train again",
         )
 
 

@@ -269,6 +269,14 @@ def test_result_tells_its_history(tmp_path):
     assert result.save(tmp_path / "x.png").exists()
 
 
+def test_result_tells_which_prior_guided_it():
+    refine = {"refine": {"name": "blend", "prior": "brightness"}}
+    result = restore(IMAGE, chain(gain(2.0), refine), return_result=True)
+    steps = json.loads(result.to_json())["steps"]
+    assert steps[0]["prior"] is None
+    assert steps[1]["prior"] == {"name": "brightness", "fingerprint": "", "library": ""}
+
+
 def test_pipeline_is_built_once_for_many_images():
     pipeline = load_pipeline("median")
     first = restore(IMAGE, pipeline)

@@ -161,6 +161,7 @@ def evaluate(
         "layout": found.layout,
         **({"degradation": recipe.model_dump(mode="json"), "seed": seed} if recipe else {}),
         "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
+        "priors": {step.guide.name: step.guide.fingerprint for step in chain.steps if step.guide},
         "tile": tile,
         "device": str(chain.device),
         "dtype": str(chain.dtype).removeprefix("torch."),

@@ -14,7 +14,7 @@ from restorekit.contracts import Adapter
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
 from restorekit.training.folder import part_files
-from restorekit.training.trainee import Trainee
+from restorekit.training.trainee import RefinerTrainee, Trainee
 
 
 def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int, half: bool) -> None:
@@ -39,9 +39,11 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
             facts |= module.file_facts()
         if params:
             facts[PARAMS_KEY] = json.dumps(params)
-        if name == "refiner":
-            prior = parts["prior"]
-            facts[PRIOR_KEY] = json.dumps({"name": prior.entry.name, "params": prior.params})
+        if isinstance(trainee, RefinerTrainee) and name == "refiner":
+            prior = {"name": parts["prior"].entry.name, "params": parts["prior"].params}
+            if trainee.prior.fingerprint:
+                prior["fingerprint"] = trainee.prior.fingerprint
+            facts[PRIOR_KEY] = json.dumps(prior)
         tensors = module.state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 

@@ -1,5 +1,7 @@
 """PTG-RM in pipelines, in training and inside a backbone."""
 
+import hashlib
+import json
 import sys
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch.nn.functional import l1_loss
 
 from restorekit import Pipeline, PipelineSpec, restore
 from restorekit.building import memory_of
+from restorekit.catalog import PARAMS_KEY, PRIOR_KEY
 from restorekit.cli import app
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError, TrainingError
@@ -331,6 +334,33 @@ def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
     refine["prior"] = {"name": "statistics", "params": {"features": 16}}
     with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 16\)"):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+def test_prior_whose_files_changed_since_training_is_refused(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "prior.bin"
+    file.write_bytes(b"then")
+    prior = {"name": "filed", "params": {"file": str(file)}}
+    run = prepare(training(tmp_path, prior=prior), tmp_path / "run")
+    refine = {"name": "ptgrm", "weights": str(run.train()), "prior": prior}
+    (tmp_path / "refine.yaml").write_text(yaml.safe_dump(chain({"refine": refine})))
+    PIL.Image.fromarray((IMAGE * 255).astype(np.uint8)).save(tmp_path / "photo.png")
+    words = ("restore", tmp_path / "photo.png", "-p", tmp_path / "refine.yaml", "-o", tmp_path / "o.png")
+    code, out, _ = run_command(capsys, monkeypatch, *words, "--json")
+    then, now = (hashlib.sha256(text).hexdigest()[:32] for text in (b"then", b"other"))
+    said = json.loads(out)[0]["steps"][0]["prior"]
+    assert code == 0 and said == {"name": "filed", "fingerprint": then, "library": "acme 1.0"}
+    file.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=rf"filed .* of fingerprint {then}, here its fingerprint is {now}"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+def test_refiner_of_before_fingerprints_were_kept_is_used(tmp_path):
+    (tmp_path / "prior.bin").write_bytes(b"any")
+    prior = {"name": "filed", "params": {"file": str(tmp_path / "prior.bin")}}
+    facts = {PARAMS_KEY: json.dumps({"prior_features": 16}), PRIOR_KEY: json.dumps(prior)}
+    save_file(PTGRM(prior_features=16).state_dict(), tmp_path / "old.safetensors", facts)
+    refine = {"name": "ptgrm", "weights": str(tmp_path / "old.safetensors"), "prior": prior}
+    assert restore(IMAGE, chain({"refine": refine})).shape == IMAGE.shape
 
 
 def test_gray_backbone_gets_a_gray_refiner_and_another_one_is_refused(tmp_path):
