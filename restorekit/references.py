@@ -32,7 +32,7 @@ class Source:
 
     Args:
         reference: as above, with its prefix.
-        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: forbid downloads; as ``cache.is_offline`` says when None.
 
     Raises:
         WeightsError: it is no reference, or the folder, file or package does not exist.
@@ -185,7 +185,7 @@ def fetch(item: Pretrained, *, offline: bool | None = None) -> list[Path]:
 
     Args:
         item: with a reference.
-        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: forbid downloads; as ``cache.is_offline`` says when None.
 
     Raises:
         OfflineError: it is not here, and downloads are forbidden.

@@ -5,11 +5,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from strangers import WEIGHTS
 
+from restorekit.api import load_pipeline
+from restorekit.cache import downloads, is_offline
 from restorekit.catalog import Need, Pretrained, by_name
 from restorekit.config import PipelineSpec
 from restorekit.errors import LicenceError, OfflineError, WeightsError
 from restorekit.licences import check_licences
 from restorekit.plan import parts
+from restorekit.ready import ready_backbone
 from restorekit.references import Source, fetch, sha256, source, state
 from restorekit.testing import check_weights
 
@@ -188,6 +191,45 @@ def test_offline_nothing_is_asked_for(hub, monkeypatch):
         Source("hub:acme/model").take(CONFIG)
     assert "dir:FOLDER" in caught.value.hint
     assert hub.sent == []
+
+
+def referring(tmp_path):
+    prior = {"name": "referred", "params": {"reference": "hub:acme/model"}}
+    pipeline = {"steps": [{"refine": {"name": "blend", "prior": prior}}]}
+    (tmp_path / "p.yaml").write_text(json.dumps(pipeline))
+    return pipeline
+
+
+def test_a_pipeline_that_is_to_be_built_offline_asks_for_no_files_of_its_prior(strangers, hub, tmp_path):
+    pipeline = referring(tmp_path)
+    with pytest.raises(OfflineError, match=r"hub:acme/model has no config.json on this machine"):
+        load_pipeline(pipeline, offline=True)
+    assert hub.sent == [] and not is_offline()
+    load_pipeline(pipeline)
+    assert hub.sent == ["config.json"]
+    load_pipeline(pipeline, offline=True)
+
+
+def test_the_flag_offline_reaches_priors_and_online_overrides_the_environment(
+    strangers, hub, tmp_path, photo, run, monkeypatch
+):
+    referring(tmp_path)
+    words = ("restore", photo, "-p", tmp_path / "p.yaml", "-o", tmp_path / "o.png")
+    code, _, err = run(*words, "--offline")
+    assert code == 2 and "has no config.json on this machine" in err and hub.sent == []
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    assert run(*words)[0] == 2 and hub.sent == []
+    assert run(*words, "--online")[0] == 0 and hub.sent == ["config.json"]
+
+
+def test_what_builds_on_a_network_is_built_offline_too(published):
+    published()
+    with downloads(offline=True), pytest.raises(OfflineError, match="weights trained/plain are not on this"):
+        ready_backbone("trained", {}, "plain")
+    with downloads(offline=True), downloads(offline=None):
+        assert is_offline()
+    with downloads(offline=True), downloads(offline=False):
+        ready_backbone("trained", {}, "plain")
 
 
 def test_a_cache_that_was_filled_elsewhere_is_enough(folder, hub_cache, monkeypatch):
