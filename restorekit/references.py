@@ -61,6 +61,11 @@ class Source:
             raise WeightsError(f"{reference!r} is no reference to a pretrained model", _HOW)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether it is a repository of the model hub, of which nothing may be here yet."""
+        return bool(self._repository)
+
+    @property
     def file(self) -> Path | None:
         """The file, where the reference is one file of weights and nothing else."""
         if self._file is not None:

@@ -289,12 +289,53 @@ def test_the_licence_of_what_a_prior_reads_is_gated(declared):
     def claims(**params):
         return parts(chain(**params))[0][1].claims
 
-    assert claims()[1] == ("weights small", "MIT")
-    assert claims(reference="small")[1] == ("weights small", "MIT")
+    assert claims()[1] == ("weights brightness/small", "MIT")
+    assert claims(reference="small")[1] == ("weights brightness/small", "MIT")
     assert claims(reference="hub:acme/other")[1] == ("weights hub:acme/other", "unknown")
     found = [part for step in parts(chain(reference="hub:acme/other")) for part in step]
     with pytest.raises(LicenceError, match="hub:acme/other"):
         check_licences(found, "permissive")
+
+
+def test_the_licences_of_the_network_that_a_prior_is_made_of_are_gated(published, shop):
+    published("nc", licence="CC-BY-NC-4.0")
+    spec = chain(backbone="trained", weights="nc")
+    assert parts(spec)[0][1].claims[1:] == (
+        ("backbone trained", "MIT"),
+        ("weights trained/nc", "CC-BY-NC-4.0"),
+    )
+    with pytest.raises(LicenceError, match="does not allow weights trained/nc"):
+        load_pipeline(spec, license_policy="permissive")
+    assert shop.requests == []
+    with pytest.raises(WeightsError, match="trained has no weights called 'cn'"):
+        _ = parts(chain(backbone="trained", weights="cn"))[0][1].claims
+    assert parts(chain(backbone="of another meaning"))[0][1].claims == (("prior brightness", "MIT"),)
+
+
+def test_plan_and_dry_run_show_what_a_prior_has_to_download(
+    strangers, published, hub, photo, tmp_path, run, shop
+):
+    WEIGHTS.append(model(size=605_000_000, parameters=88))
+    published("plain", size=2_500_000)
+    path = tmp_path / "p.yaml"
+
+    def planned(**params):
+        path.write_text(json.dumps(chain(**params).model_dump()))
+        part = json.loads(run("plan", path, "--json")[1])["parts"][1]
+        return part["weights"], part["to_download"]
+
+    assert planned(backbone="trained", weights="plain") == ("trained/plain", 2_500_000)
+    code, out, err = run("restore", photo, "-p", path, "-o", tmp_path / "o.png", "--dry-run")
+    assert code == 0 and out == f"{photo} -> {tmp_path / 'o.png'}\n"
+    assert err == "steps[0].refine.prior: trained/plain to be downloaded, 2.5 MB\n"
+    assert planned(reference="hub:acme/other") == ("hub:acme/other", None)
+    assert planned(reference=f"dir:{tmp_path}") == (f"dir:{tmp_path}", 0)
+    assert planned(reference="small") == ("brightness/small", 605_000_000)
+    assert "download    needed, 605.0 MB" in run("plan", path)[1] and hub.sent == shop.requests == []
+    fetch(model())
+    assert planned(reference="small") == ("brightness/small", 0)
+    assert "download" not in run("plan", path)[1]
+    assert run("restore", photo, "-p", path, "-o", tmp_path / "o.png", "--dry-run")[2] == ""
 
 
 def test_declarations_of_several_files_are_checked(strangers):
