@@ -13,8 +13,12 @@ from typing import Any
 from restorekit import registry
 from restorekit.catalog import Checkpoint, Pretrained, declared, find
 from restorekit.config import ComponentRef, PipelineSpec, RefineSpec, RestoreSpec
+from restorekit.errors import ConfigError
 from restorekit.references import source, state
 from restorekit.registry import Entry
+
+# In the place of a prior's name: the refiner is guided by a mean that its weights hold.
+NO_PRIOR = "none"
 
 
 @dataclass(frozen=True)
@@ -173,9 +177,10 @@ class Model:
 
 
 def parts(spec: PipelineSpec) -> tuple[tuple[Part, ...], ...]:
-    """Return the parts of each step: the component of the verb first, then its adapter or prior.
+    """Return the parts of each step: the component of the verb first, then its adapter or prior, if any.
 
     Raises:
+        ConfigError: the prior ``none`` is given arguments.
         UnknownComponentError: no installed distribution offers a component of that name.
         WeightsError: weights are missing.
     """
@@ -190,8 +195,12 @@ def _step_parts(index: int, step: RestoreSpec | RefineSpec) -> tuple[Part, ...]:
             found.append(_part(f"{where}.adapter", registry.adapters, ref.adapter))
         return tuple(found)
     where = f"steps[{index}].refine"
-    prior = step.refine.prior
-    return (_part(where, registry.refiners, step.refine), _part(f"{where}.prior", registry.priors, prior))
+    prior, refiner = step.refine.prior, _part(where, registry.refiners, step.refine)
+    if prior.name != NO_PRIOR:
+        return (refiner, _part(f"{where}.prior", registry.priors, prior))
+    if prior.params or prior.weights:
+        raise ConfigError(f"{where}.prior", "none takes no params and no weights", "leave them out")
+    return (refiner,)
 
 
 def _part(where: str, kind: registry.Registry[Any], ref: ComponentRef) -> Part:

@@ -21,7 +21,7 @@ class PriorRecord:
     """Which prior guided a step.
 
     Attributes:
-        name: of the prior.
+        name: of the prior; ``none`` where a mean of the training stood in.
         fingerprint: hash of its files and of all that its features depend on; empty where it cannot tell.
         library: what computed them, with its version; empty where it does not say.
     """

@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from restorekit.building import build, memory_of
+from restorekit.building import build, memory_of, stand_in
 from restorekit.catalog import PRIOR_KEY
 from restorekit.config import TileSpec
 from restorekit.contracts import Adapter, Backbone, Judged, Prior, PriorFeatures, Refiner, Verdict
 from restorekit.errors import ConfigError, ContractError
-from restorekit.plan import Part
+from restorekit.plan import NO_PRIOR, Part
 from restorekit.result import PriorRecord, StepRecord
 from restorekit.runtime import channels_last, check_finite, choose_tile, run_with_ladder, smallest_tile
 from restorekit.tiling import Tiler, pad_to_multiple
@@ -49,7 +49,9 @@ class Step:
         if isinstance(main, Backbone):
             for part in parts[1:]:
                 main = cast(Adapter, build(part)).attach(main)
-        elif len(parts) > 1:
+        elif len(parts) == 1:
+            self.prior = stand_in(parts[0])
+        else:
             self.prior = cast(Prior, build(parts[1]))
             _check_prior(parts, cast(Refiner, main), self.prior)
         self.network = cast("Backbone | Refiner", main)
@@ -81,7 +83,8 @@ class Step:
         """Which prior guides a refiner."""
         if self.prior is None:
             return None
-        return PriorRecord(self.parts[1].entry.name, self.prior.fingerprint, self.prior.library)
+        name = self.parts[1].entry.name if len(self.parts) > 1 else NO_PRIOR
+        return PriorRecord(name, self.prior.fingerprint, self.prior.library)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Move the networks, the prior in its own precision.
@@ -102,6 +105,8 @@ class Step:
         """
         started = time.perf_counter()
         conditions = replace(conditions, events=[], verdicts=[])
+        if self.guide is not None and self.guide.name == NO_PRIOR:
+            conditions.events.append("ran without a prior: the mean of those of its training stood in")
         if isinstance(self.network, Backbone) and conditions.dtype not in self.network.precisions:
             name = str(conditions.dtype).removeprefix("torch.")
             conditions.events.append(f"not known to work in {name}, ran in float32")
@@ -283,7 +288,7 @@ class Step:
         features = self.prior.guidance(degraded.to(conditions.device))
         if not check_finite(features.glob):
             raise ContractError(
-                f"prior {self.parts[1].entry.name} returned values that are not finite",
+                f"prior {self.guide.name if self.guide else ''} returned values that are not finite",
                 "check its weights and the input",
             )
         return features

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY, PRIOR_MEAN_KEY
 from restorekit.contracts import Adapter
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
@@ -44,6 +44,8 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
             if trainee.prior.fingerprint:
                 prior["fingerprint"] = trainee.prior.fingerprint
             facts[PRIOR_KEY] = json.dumps(prior)
+            if trainee.seen:
+                facts[PRIOR_MEAN_KEY] = json.dumps([float(f"{value:.7g}") for value in trainee.mean.tolist()])
         tensors = module.state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 

@@ -363,6 +363,56 @@ def test_refiner_of_before_fingerprints_were_kept_is_used(tmp_path):
     assert restore(IMAGE, chain({"refine": refine})).shape == IMAGE.shape
 
 
+@pytest.mark.parametrize("mode", ["frozen", "frozen features"])
+def test_mean_of_the_training_stands_in_for_the_prior(tmp_path, monkeypatch, mode):
+    said, speaks = [], Statistics.forward
+
+    def noting(self, image):
+        features = speaks(self, image)
+        said.append((image.shape[-1], features.glob))
+        return features
+
+    monkeypatch.setattr(Statistics, "forward", noting)
+    changes = dict(half=False, ema=0, stages=[{"steps": 2, "patch": 32, "batch": 2}], validate_every=2)
+    changes |= MODES[mode] | {"optimizer": {"warmup": 0, "lr": 1e-2}}
+    weights = str(prepare(training(tmp_path, **changes), tmp_path / "run").train())
+    # Validation looks at images that are not cut, and is no part of the mean.
+    mean = torch.cat([glob for width, glob in said if width == 32]).mean(0)
+    refine = {"name": "ptgrm", "weights": weights, "prior": "none"}
+    steps = {"restore": {"name": "deep", "weights": str(tmp_path / "deep.safetensors")}}, {"refine": refine}
+    asked = len(said)
+    result = restore(IMAGE[:44, :60], chain(*steps), return_result=True)
+    assert len(said) == asked
+    assert result.warnings == ("ptgrm: ran without a prior: the mean of those of its training stood in",)
+    assert result.steps[1].prior.name == "none" and result.steps[1].component == "ptgrm"
+    monkeypatch.setattr(Statistics, "forward", lambda self, image: PriorFeatures(mean.expand(len(image), -1)))
+    steps[1]["refine"]["prior"] = "statistics"
+    np.testing.assert_allclose(result.to_numpy(), restore(IMAGE[:44, :60], chain(*steps)), atol=1e-5)
+
+
+def test_mean_goes_on_when_a_run_is_resumed(tmp_path):
+    networks = [build_networks(training(tmp_path)).trainee for _ in range(2)]
+    images = torch.rand(3, 2, 3, 32, 32)
+    for batch in images[:2]:
+        networks[0](batch)
+    networks[1].load_state(networks[0].state())
+    networks[1](images[2])
+    # What it says of images that are not trained on does not count.
+    networks[1].eval()
+    expected = networks[1].prior(images.flatten(0, 1)).glob.mean(0)
+    assert networks[1].seen == 6
+    torch.testing.assert_close(networks[1].mean, expected)
+    old = {name: value for name, value in networks[0].state().items() if not name.startswith("guidance")}
+    networks[1].load_state(old)
+
+
+def test_weights_without_a_mean_need_their_prior(weights):
+    with pytest.raises(ConfigError, match="holds no mean of a prior's features"):
+        Pipeline.build(PipelineSpec.parse(chain(weights(prior="none"))))
+    with pytest.raises(ConfigError, match="none takes no params"):
+        Pipeline.build(PipelineSpec.parse(chain(weights(prior={"name": "none", "params": {"size": 3}}))))
+
+
 def test_gray_backbone_gets_a_gray_refiner_and_another_one_is_refused(tmp_path):
     networks = build_networks(training(tmp_path, backbone="gray-blurring"))
     assert networks.parts["refiner"].params["channels"] == 1
