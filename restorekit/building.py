@@ -134,8 +134,11 @@ def memory_of(network: nn.Module) -> int | None:
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
     def example(side: int) -> tuple[Tensor, Tensor, PriorFeatures]:
-        images = torch.empty(2, 1, channels, side, side, dtype=dtype, device="meta")
-        return images[0], images[1], PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
+        degraded, restored = (
+            torch.empty(1, count, side, side, dtype=dtype, device="meta")
+            for count in (channels, network.out_channels or channels)
+        )
+        return degraded, restored, PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
 
     return memory_per_pixel(network, example)
 

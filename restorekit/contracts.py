@@ -222,6 +222,14 @@ class Adapter(nn.Module, ABC):
         return None
 
 
+def one_view(degraded: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W), but of two views of a scene (6 channels) their mean (3)."""
+    if degraded.shape[1] != 6:
+        return degraded
+    left, right = torch.split(degraded, 3, 1)
+    return (left + right) / 2
+
+
 @dataclass(frozen=True)
 class PriorFeatures:
     """What a prior says of an image: ``glob`` (B, F), ``dense`` (B, F', h, w) with its stride in pixels."""
@@ -260,9 +268,10 @@ class Prior(nn.Module, ABC):
     def guidance(self, degraded: Tensor) -> PriorFeatures:
         """(B, C, H, W) as a network takes it -> features of what there is to see.
 
-        Values are clamped to [0, 1], in float32 whatever the precision of the network; gray is shown as RGB.
+        Values are clamped to [0, 1], in float32 whatever the precision of the network; gray is shown as RGB,
+        and of two views their mean.
         """
-        image = degraded.float().clamp(0, 1)
+        image = one_view(degraded.float()).clamp(0, 1)
         colour = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
         features: PriorFeatures = self(colour)
         return features
@@ -286,6 +295,8 @@ class Refiner(nn.Module, ABC):
     Attributes:
         channels: C of the images it takes; None for any. A gray network (1) is given the colours of an image
             one by one, a gray image is repeated for a colour network.
+        out_channels: C of the restored image and of the result where it differs, as for a degraded image of
+            two views (6).
         prior_features: width of the prior that it takes; None for any.
         in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
             it takes sums over the image.
@@ -296,6 +307,7 @@ class Refiner(nn.Module, ABC):
     padding: Padding = "reflect"
     overlap: int = 32
     channels: int | None = None
+    out_channels: int | None = None
     prior_features: int | None = None
     in_parts: bool = False
     inside: bool = False

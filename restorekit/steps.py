@@ -227,8 +227,9 @@ class Step:
         current: Tensor,
     ) -> Tensor:
         channels = current.shape[1] if network.channels is None else network.channels
+        planes = _planes(degraded, channels), _planes(current, network.out_channels or channels)
         outputs = []
-        for before, after in zip(_planes(degraded, channels), _planes(current, channels), strict=True):
+        for before, after in zip(*planes, strict=True):
             height, width = after.shape[-2:]
             if network.in_parts and not tiler.is_whole(height, width, network.size_multiple):
                 before, after = (
@@ -249,8 +250,8 @@ class Step:
             return {}
         self.to(conditions.device, conditions.dtype)
 
-        def given(image: Tensor) -> Tensor:
-            channels = image.shape[1] if network.channels is None else network.channels
+        def given(image: Tensor, channels: int | None) -> Tensor:
+            channels = image.shape[1] if channels is None else channels
             # A gray network sees a colour image as gray, here where it is only looked at.
             planes = _planes(image, channels)
             image = torch.stack(planes).mean(0)
@@ -258,10 +259,11 @@ class Step:
             return image.to(conditions.device, conditions.dtype, memory_format=torch.channels_last)
 
         if isinstance(network, Backbone):
-            return dict(network.maps(given(current)))
+            return dict(network.maps(given(current, network.channels)))
         features = self._features(degraded, conditions)
         assert features is not None
-        return dict(network.maps(given(degraded), given(current), features))
+        before = given(degraded, network.channels)
+        return dict(network.maps(before, given(current, network.out_channels or network.channels), features))
 
     def _tiled(
         self, act: Callable[..., Tensor], tiler: Tiler, conditions: Conditions, *images: Tensor
@@ -277,7 +279,7 @@ class Step:
             multiple=self.network.size_multiple,
             padding=self.network.padding,
             scale=self.network.scale if isinstance(self.network, Backbone) else 1,
-            channels=self.network.out_channels if isinstance(self.network, Backbone) else None,
+            channels=self.network.out_channels,
             device=conditions.device,
             progress=conditions.progress,
         )

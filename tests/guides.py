@@ -17,6 +17,7 @@ filed = guides:Filed
 [restorekit.backbones]
 blurring = guides:Blurring
 gray-blurring = guides:GrayBlurring
+joining = guides:Joining
 deep = guides:Deep
 """
 
@@ -83,6 +84,15 @@ class GrayBlurring(Blurring):
     """The same for one channel."""
 
     channels = 1
+
+
+class Joining(Blurring):
+    """The same of the mean of two views."""
+
+    channels, out_channels = 6, 3
+
+    def forward(self, degraded):
+        return super().forward((degraded[:, :3] + degraded[:, 3:]) / 2)
 
 
 class Deep(Backbone):

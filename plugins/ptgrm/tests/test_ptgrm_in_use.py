@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from guides import SEEN, Blurring, Deep, Statistics, install
+from guides import SEEN, Blurring, Deep, Joining, Statistics, install
 from safetensors.torch import save_file
 from torch.nn.functional import l1_loss
 
@@ -128,6 +128,23 @@ def test_gray_network_refines_colour_by_colour(weights):
         planes = [network(degraded[:, c : c + 1], degraded[:, c : c + 1], prior) for c in range(3)]
     np.testing.assert_allclose(refined, torch.cat(planes, 1)[0].permute(1, 2, 0), atol=1e-5)
     assert restore(IMAGE[..., 0], chain({"restore": "gray-blurring"}, step)).shape == (45, 62)
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_two_views_of_dual_pixels_are_refined_to_one_image(weights, tile):
+    views = np.random.default_rng(0).random((45, 62, 6), dtype=np.float32)
+    step = weights(channels=6)
+    pipeline = Pipeline.build(PipelineSpec.parse(chain({"restore": "joining"}, step)))
+    refined = restore(views, pipeline, tile=tile)
+    assert SEEN == [(1, 3, 45, 62)]
+    degraded = torch.from_numpy(views).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        prior = Statistics()((degraded[:, :3] + degraded[:, 3:]) / 2)
+        expected = pipeline.steps[1].network(degraded, Joining()(degraded), prior)
+    np.testing.assert_allclose(refined, expected[0].permute(1, 2, 0), atol=1e-5)
+    assert pipeline.look(Image.of(views))[1]["2 ptgrm+statistics"]["I_m"].shape[1] == 3
+    with pytest.raises(ContractError, match="takes 6 channels, the image has 3"):
+        restore(IMAGE, chain({"restore": "blurring"}, step))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 50)])
