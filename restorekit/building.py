@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -10,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from restorekit.catalog import Checkpoint
+from restorekit.catalog import PRIOR_MEAN_KEY, Checkpoint
 from restorekit.config import ComponentRef
-from restorekit.contracts import Adapter, Backbone, DetectedBackbone, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.memory import memory_per_pixel
 from restorekit.plan import Part
@@ -72,6 +73,41 @@ def build(part: Part) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
+class MeanPrior(Prior):
+    """Says the same of every image: the mean of what a prior said of the images of a training.
+
+    Args:
+        mean: (F).
+    """
+
+    def __init__(self, mean: Tensor) -> None:
+        super().__init__()
+        self.features = len(mean)
+        self.register_buffer("mean", mean)
+
+    def forward(self, image: Tensor) -> PriorFeatures:
+        """(B, C, H, W) -> (B, F)."""
+        mean = cast(Tensor, self.mean)
+        return PriorFeatures(mean.expand(len(image), -1))
+
+
+def stand_in(refiner: Part) -> MeanPrior:
+    """Return the mean that the weights of a refiner hold, to guide it where there is no prior.
+
+    Raises:
+        ConfigError: they hold none.
+    """
+    said = (refiner.checkpoint.metadata() if refiner.checkpoint else {}).get(PRIOR_MEAN_KEY)
+    if said is None:
+        name = refiner.checkpoint.name if refiner.checkpoint else f"{refiner.entry.name}, without weights,"
+        raise ConfigError(
+            f"{refiner.where}.prior",
+            f"{name} holds no mean of a prior's features, which would stand in",
+            "name the prior that it was trained with; only newer trainings keep the mean",
+        )
+    return MeanPrior(torch.tensor(json.loads(said), dtype=torch.float32)).eval()
+
+
 def _tensors(part: Part) -> dict[str, Tensor] | None:
     if part.checkpoint is None:
         return None
@@ -98,8 +134,11 @@ def memory_of(network: nn.Module) -> int | None:
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
     def example(side: int) -> tuple[Tensor, Tensor, PriorFeatures]:
-        images = torch.empty(2, 1, channels, side, side, dtype=dtype, device="meta")
-        return images[0], images[1], PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
+        degraded, restored = (
+            torch.empty(1, count, side, side, dtype=dtype, device="meta")
+            for count in (channels, network.out_channels or channels)
+        )
+        return degraded, restored, PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
 
     return memory_per_pixel(network, example)
 

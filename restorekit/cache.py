@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from restorekit.errors import WeightsError
 from restorekit.files import replacing
 
 _FALSE = ("", "0", "false", "no", "off")
+# What a caller asked for; None where nobody did. A context of its own for every thread and task.
+_offline: ContextVar[bool | None] = ContextVar("offline", default=None)
 
 
 def root() -> Path:
@@ -36,8 +41,25 @@ def place(name: str, filename: str) -> Path:
     return root() / "weights" / name / filename
 
 
+@contextmanager
+def downloads(*, offline: bool | None) -> Iterator[None]:
+    """Forbid or allow downloads for a while, to everything that is built meanwhile, whatever builds it.
+
+    Args:
+        offline: forbid them, allow them, or leave it as it is when None.
+    """
+    before = _offline.set(_offline.get() if offline is None else offline)
+    try:
+        yield
+    finally:
+        _offline.reset(before)
+
+
 def is_offline() -> bool:
-    """Tell whether downloads are forbidden: RESTOREKIT_OFFLINE or HF_HUB_OFFLINE says so."""
+    """Tell whether downloads are forbidden: by ``downloads``, else RESTOREKIT_OFFLINE or HF_HUB_OFFLINE."""
+    asked = _offline.get()
+    if asked is not None:
+        return asked
     wishes = (os.environ.get(name, "") for name in ("RESTOREKIT_OFFLINE", "HF_HUB_OFFLINE"))
     return any(wish.strip().lower() not in _FALSE for wish in wishes)
 

@@ -25,8 +25,10 @@ from restorekit.registry import weights
 HEADER_LIMIT = 100_000_000
 # Names in the metadata of safetensors files that `weights convert` writes; "license" is the hub's spelling.
 PARAMS_KEY, COMPONENT_KEY, LICENCE_KEY = "restorekit.params", "restorekit.component", "license"
-# The prior that a refiner was trained with: name and params, as JSON.
+# The prior that a refiner was trained with: name, params and, where it has one, fingerprint, as JSON.
 PRIOR_KEY = "restorekit.prior"
+# The mean of what that prior said of the images of the training, as JSON.
+PRIOR_MEAN_KEY = "restorekit.prior_mean"
 # How a reference to a file on the model hub begins.
 HUB = "hf://"
 # How the default weights of a prior are named.

@@ -70,7 +70,9 @@ class RestoreRef(ComponentRef):
 class RefineRef(ComponentRef):
     """A refiner, and the prior that guides it."""
 
-    prior: Component
+    prior: Component = Field(
+        description="describes the degraded image; none for the mean that the refiner's weights hold instead"
+    )
 
 
 class RestoreSpec(Spec):
@@ -80,7 +82,7 @@ class RestoreSpec(Spec):
 
 
 class RefineSpec(Spec):
-    """Step ``refine``: improve what the steps before made; a refiner always needs its prior."""
+    """Step ``refine``: improve what the steps before made; a prior, or ``none``, has to be named."""
 
     refine: RefineRef
 

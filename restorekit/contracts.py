@@ -76,8 +76,8 @@ class Backbone(nn.Module, ABC):
             overlap: it is done when memory demands it, and reported. ``never``: the whole image or an error.
         precisions: those that it is known to work in; asked for another one, it is run in float32, and that
             is reported.
-        judges: ``for_image`` returns a ``Judged``, and is called for every image, also for one that is run in
-            one piece.
+        judges: ``for_image`` is called for every image, also for one that is run in one piece; what it finds
+            is told by returning a ``Judged``.
         latent_features: channels of what ``encode`` returns; None for a network that offers none.
     """
 
@@ -222,6 +222,14 @@ class Adapter(nn.Module, ABC):
         return None
 
 
+def one_view(degraded: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, H, W), but of two views of a scene (6 channels) their mean (3)."""
+    if degraded.shape[1] != 6:
+        return degraded
+    left, right = torch.split(degraded, 3, 1)
+    return (left + right) / 2
+
+
 @dataclass(frozen=True)
 class PriorFeatures:
     """What a prior says of an image: ``glob`` (B, F), ``dense`` (B, F', h, w) with its stride in pixels."""
@@ -233,6 +241,9 @@ class PriorFeatures:
 
 class Prior(nn.Module, ABC):
     """A frozen pretrained model that describes an image: no gradients, always in eval mode.
+
+    It follows its owner to another device, but keeps its own precision: what it says of an image does not
+    depend on the precision that a pipeline runs in.
 
     Attributes:
         features: F, the width of what it says of a whole image.
@@ -252,11 +263,30 @@ class Prior(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor) -> PriorFeatures:
-        """(B, C, H, W) in [0, 1] -> features."""
+        """(B, C, H, W) in [0, 1], float32 -> features."""
+
+    def guidance(self, degraded: Tensor) -> PriorFeatures:
+        """(B, C, H, W) as a network takes it -> features of what there is to see.
+
+        Values are clamped to [0, 1], in float32 whatever the precision of the network; gray is shown as RGB,
+        and of two views their mean.
+        """
+        image = one_view(degraded.float()).clamp(0, 1)
+        colour = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
+        features: PriorFeatures = self(colour)
+        return features
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: what trains around a prior leaves it as it is."""
         return super().train(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            wanted = fn(tensor.new_empty(0))
+            return fn(tensor) if wanted.dtype == tensor.dtype else tensor.to(wanted.device)
+
+        # torch declares no types for this hook behind .to(), .half() and .cuda().
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
 class Refiner(nn.Module, ABC):
@@ -265,6 +295,8 @@ class Refiner(nn.Module, ABC):
     Attributes:
         channels: C of the images it takes; None for any. A gray network (1) is given the colours of an image
             one by one, a gray image is repeated for a colour network.
+        out_channels: C of the restored image and of the result where it differs, as for a degraded image of
+            two views (6).
         prior_features: width of the prior that it takes; None for any.
         in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
             it takes sums over the image.
@@ -275,6 +307,7 @@ class Refiner(nn.Module, ABC):
     padding: Padding = "reflect"
     overlap: int = 32
     channels: int | None = None
+    out_channels: int | None = None
     prior_features: int | None = None
     in_parts: bool = False
     inside: bool = False

@@ -19,6 +19,9 @@ from restorekit.plan import Part
 from restorekit.registry import backbones
 from restorekit.weights import check_fit, read_tensors
 
+# How notes in the metadata begin that restorekit writes.
+_OURS = "restorekit."
+
 
 @dataclass(frozen=True)
 class Written:
@@ -48,7 +51,8 @@ def convert(
     """Write the tensors of a checkpoint to a safetensors file, whole or not at all.
 
     The metadata name the source, its hash, the licence and, where the network is known, its constructor
-    arguments, so that a pipeline can use the file without being told them again.
+    arguments, so that a pipeline can use the file without being told them again. Notes of a source that
+    restorekit wrote stay, such as the prior that a refiner was trained with.
 
     Args:
         checkpoint: its file is on this machine.
@@ -81,13 +85,15 @@ def convert(
         tensors = {name: _halved(name, tensor, source) for name, tensor in tensors.items()}
     terms = licence or checkpoint.licence
     stated = {
+        **_notes(checkpoint, component),
         LICENCE_KEY: terms,
         "source": checkpoint.declared.source if checkpoint.declared else source.name,
         "source_url": checkpoint.declared.urls[0] if checkpoint.declared and checkpoint.declared.urls else "",
         "source_sha256": digest,
-        COMPONENT_KEY: component or "",
         PARAMS_KEY: json.dumps(arguments) if arguments else "",
     }
+    if component is not None:
+        stated[COMPONENT_KEY] = component
     # Tensors of a pickle can share memory, which safetensors refuses.
     separate = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     try:
@@ -99,6 +105,16 @@ def convert(
             f"{output} cannot be written: {error}", "name a folder that can be written to"
         ) from error
     return Written(len(separate), output.stat().st_size, terms)
+
+
+def _notes(checkpoint: Checkpoint, component: str | None) -> dict[str, str]:
+    """Return what the source says of itself and still holds.
+
+    That is all, where restorekit wrote it, and nothing once it is taken for another component.
+    """
+    said = checkpoint.metadata()
+    ours = any(key.startswith(_OURS) for key in said)
+    return said if ours and component in (None, said.get(COMPONENT_KEY)) else {}
 
 
 def _halved(name: str, tensor: torch.Tensor, source: Path) -> torch.Tensor:

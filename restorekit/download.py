@@ -53,7 +53,7 @@ def ensure(
 
     Args:
         checkpoint: as ``catalog.find`` returns it.
-        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: forbid downloads; as ``cache.is_offline`` says when None.
         progress: called while bytes come in.
 
     Raises:
@@ -250,7 +250,7 @@ def hub_file(
         repository: owner/name.
         filename: path inside it.
         revision: branch, tag or commit.
-        offline: look into the cache alone; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: look into the cache alone; as ``cache.is_offline`` says when None.
 
     Raises:
         MissingOnHubError: the repository has no such file.

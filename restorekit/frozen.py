@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from importlib import import_module, metadata
@@ -37,9 +37,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FrozenPrior(Prior):
     """A frozen network that describes images.
 
-    A subclass builds its network, hands it to ``adopt``, and says in ``describe`` what it sees. It follows
-    its owner to another device, but keeps its own precision: features do not depend on the precision that a
-    pipeline runs in. It is no part of its owner's checkpoints.
+    A subclass builds its network, hands it to ``adopt``, and says in ``describe`` what it sees. It is no part
+    of its owner's checkpoints.
 
     Args:
         mode: ``squash`` to a square, aspect lost; ``long``: the longer side to ``size``; ``dynamic``: as
@@ -188,14 +187,6 @@ class FrozenPrior(Prior):
             if self.precision == "fp32"
             else "use dtype: fp32 or bf16, and check the image",
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def keep_precision(tensor: Tensor) -> Tensor:
-            wanted = fn(tensor.new_empty(0))
-            return fn(tensor) if wanted.dtype == tensor.dtype else tensor.to(wanted.device)
-
-        # torch declares no types for this hook behind .to(), .half() and .cuda().
-        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
 def library(name: str, plugin: str) -> ModuleType:

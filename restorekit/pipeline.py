@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from restorekit import plan
+from restorekit.cache import downloads
 from restorekit.config import PipelineSpec, TileSpec, check
 from restorekit.contracts import Refiner
 from restorekit.download import Progress as Downloading
@@ -79,7 +80,9 @@ class Pipeline:
         every_part = [part for step in planned for part in step]
         for notice in check_licences(every_part, resolve_policy(license_policy)):
             log.warning("%s", notice)
-        steps = [Step([_present(part, offline, downloading) for part in parts]) for parts in planned]
+        # Priors and bridges find their files by themselves.
+        with downloads(offline=offline):
+            steps = [Step([_present(part, downloading) for part in parts]) for parts in planned]
         for before, step in zip([None, *steps[:-1]], steps, strict=True):
             if isinstance(step.network, Refiner) and step.network.inside:
                 step.put_inside(before)
@@ -154,8 +157,8 @@ def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None
     return report
 
 
-def _present(part: Part, offline: bool | None, downloading: Downloading | None) -> Part:
+def _present(part: Part, downloading: Downloading | None) -> Part:
     """Return a part whose weights are on this machine."""
     if part.checkpoint is None:
         return part
-    return replace(part, checkpoint=ensure(part.checkpoint, offline=offline, progress=downloading))
+    return replace(part, checkpoint=ensure(part.checkpoint, progress=downloading))

@@ -5,13 +5,20 @@ A plan looks every name up and opens every file of weights that it needs; it bui
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from restorekit import registry
-from restorekit.catalog import Checkpoint, declared, find
+from restorekit.catalog import Checkpoint, Pretrained, declared, find
 from restorekit.config import ComponentRef, PipelineSpec, RefineSpec, RestoreSpec
+from restorekit.errors import ConfigError
+from restorekit.references import source, state
 from restorekit.registry import Entry
+
+# In the place of a prior's name: the refiner is guided by a mean that its weights hold.
+NO_PRIOR = "none"
 
 
 @dataclass(frozen=True)
@@ -40,20 +47,39 @@ class Part:
     @property
     def claims(self) -> tuple[tuple[str, str], ...]:
         """What of it has which licence, as SPDX expressions: the code, and the weights."""
-        code = (f"{self.kind} {self.entry.name}", self.entry.licence or "unknown")
-        if self.checkpoint is None:
-            return (code, *self._pretrained)
-        return (code, (f"weights {self.checkpoint.name}", self.checkpoint.licence))
+        found = [(f"{self.kind} {self.entry.name}", self.entry.licence or "unknown")]
+        if self.checkpoint is not None:
+            found.append((f"weights {self.checkpoint.name}", self.checkpoint.licence))
+        if self.model is not None:
+            found.append((f"weights {self.model.name}", self.model.licence))
+        return (*found, *(self.inner.claims if self.inner else ()))
 
-    @property
-    def _pretrained(self) -> tuple[tuple[str, str], ...]:
-        """What is known of the model that a prior reads by itself, as its argument ``reference`` says."""
+    @cached_property
+    def inner(self) -> Part | None:
+        """The network that a prior is made of, as its arguments ``backbone``, ``params`` and ``weights`` say.
+
+        Raises:
+            WeightsError: it has no such weights.
+        """
+        name, params, weights = (self.params.get(key) for key in ("backbone", "params", "weights"))
+        # Of a stranger's prior the argument may mean something else.
+        if self.kind != "prior" or not isinstance(name, str) or name not in registry.backbones:
+            return None
+        ref = ComponentRef(
+            name=name,
+            params=params if isinstance(params, Mapping) else {},
+            weights=weights if isinstance(weights, str) else None,
+        )
+        return _part(f"{self.where}.params.backbone", registry.backbones, ref)
+
+    @cached_property
+    def model(self) -> Model | None:
+        """The model that a prior reads by itself, as its argument ``reference`` says."""
         known = [item for item in declared() if item.reference and item.component == self.entry.name]
         wanted = self.params.get("reference", next((item.tag for item in known if item.default), None))
-        if self.kind != "prior" or not known or wanted is None:
-            return ()
-        licence = next((i.licence for i in known if wanted in (i.tag, i.reference)), "unknown")
-        return ((f"weights {wanted}", licence),)
+        if self.kind != "prior" or not known or not isinstance(wanted, str):
+            return None
+        return Model(wanted, next((item for item in known if wanted in (item.tag, item.reference)), None))
 
     @property
     def licences(self) -> tuple[str, ...]:
@@ -63,6 +89,10 @@ class Part:
     @property
     def parameters(self) -> int | None:
         """How many values the weights hold; 0 without any, None where only torch or a download can tell."""
+        if self.model is not None:
+            return self.model.declared.parameters if self.model.declared else None
+        if self.inner is not None:
+            return self.inner.parameters
         if self.checkpoint is None:
             return 0
         declared = self.checkpoint.declared
@@ -81,13 +111,18 @@ class Part:
     @property
     def to_download(self) -> int | None:
         """Bytes that have to be downloaded first; 0 when nothing has to be, None when nobody knows."""
+        if self.model is not None:
+            return self.model.to_download
+        if self.inner is not None:
+            return self.inner.to_download
         if self.checkpoint is None or self.checkpoint.is_here:
             return 0
         return self.checkpoint.declared.size if self.checkpoint.declared else None
 
     def facts(self) -> dict[str, Any]:
         """Return what a person or a program wants to know, as plain values."""
-        weights = self.checkpoint
+        weights = self.inner.checkpoint if self.inner else self.checkpoint
+        named = weights or self.model
         here = weights is not None and weights.is_here
         return {
             "where": self.where,
@@ -95,7 +130,7 @@ class Part:
             "name": self.entry.name,
             "distribution": f"{self.entry.dist} {self.entry.version}",
             "params": self.params,
-            "weights": weights.name if weights else None,
+            "weights": named.name if named else None,
             "weights_file": str(weights.path) if weights and here else None,
             "weights_sha256": (weights.sha256 if here else weights.expected_sha256) if weights else None,
             "to_download": self.to_download,
@@ -105,10 +140,47 @@ class Part:
         }
 
 
+@dataclass(frozen=True)
+class Model:
+    """A pretrained model of several files that a prior reads by itself.
+
+    Attributes:
+        reference: a tag, or where it is, as the prior takes it.
+        declared: what a distribution says of it, if any does.
+    """
+
+    reference: str
+    declared: Pretrained | None
+
+    @property
+    def name(self) -> str:
+        """``component/tag`` when it is declared, else the reference."""
+        return self.declared.name if self.declared else self.reference
+
+    @property
+    def licence(self) -> str:
+        """SPDX expression, or ``unknown``."""
+        return self.declared.licence if self.declared else "unknown"
+
+    @property
+    def to_download(self) -> int | None:
+        """Bytes that have to be downloaded first; 0 when nothing has to be, None when nobody knows.
+
+        Raises:
+            WeightsError: it is no reference, or nothing is there.
+        """
+        if self.declared is not None:
+            there = state(self.declared)
+            return 0 if there == "here" else self.declared.size if there == "remote" else None
+        # Which files of a repository a prior wants, only its tags say.
+        return None if source(self.reference).is_remote else 0
+
+
 def parts(spec: PipelineSpec) -> tuple[tuple[Part, ...], ...]:
-    """Return the parts of each step: the component of the verb first, then its adapter or prior.
+    """Return the parts of each step: the component of the verb first, then its adapter or prior, if any.
 
     Raises:
+        ConfigError: the prior ``none`` is given arguments.
         UnknownComponentError: no installed distribution offers a component of that name.
         WeightsError: weights are missing.
     """
@@ -123,8 +195,12 @@ def _step_parts(index: int, step: RestoreSpec | RefineSpec) -> tuple[Part, ...]:
             found.append(_part(f"{where}.adapter", registry.adapters, ref.adapter))
         return tuple(found)
     where = f"steps[{index}].refine"
-    prior = step.refine.prior
-    return (_part(where, registry.refiners, step.refine), _part(f"{where}.prior", registry.priors, prior))
+    prior, refiner = step.refine.prior, _part(where, registry.refiners, step.refine)
+    if prior.name != NO_PRIOR:
+        return (refiner, _part(f"{where}.prior", registry.priors, prior))
+    if prior.params or prior.weights:
+        raise ConfigError(f"{where}.prior", "none takes no params and no weights", "leave them out")
+    return (refiner,)
 
 
 def _part(where: str, kind: registry.Registry[Any], ref: ComponentRef) -> Part:

@@ -32,7 +32,7 @@ class Source:
 
     Args:
         reference: as above, with its prefix.
-        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: forbid downloads; as ``cache.is_offline`` says when None.
 
     Raises:
         WeightsError: it is no reference, or the folder, file or package does not exist.
@@ -59,6 +59,11 @@ class Source:
             self._file = _in_package(place, reference)
         else:
             raise WeightsError(f"{reference!r} is no reference to a pretrained model", _HOW)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is a repository of the model hub, of which nothing may be here yet."""
+        return bool(self._repository)
 
     @property
     def file(self) -> Path | None:
@@ -185,7 +190,7 @@ def fetch(item: Pretrained, *, offline: bool | None = None) -> list[Path]:
 
     Args:
         item: with a reference.
-        offline: forbid downloads; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
+        offline: forbid downloads; as ``cache.is_offline`` says when None.
 
     Raises:
         OfflineError: it is not here, and downloads are forbidden.

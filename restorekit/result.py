@@ -17,6 +17,21 @@ from restorekit.image import Image
 
 
 @dataclass(frozen=True)
+class PriorRecord:
+    """Which prior guided a step.
+
+    Attributes:
+        name: of the prior; ``none`` where a mean of the training stood in.
+        fingerprint: hash of its files and of all that its features depend on; empty where it cannot tell.
+        library: what computed them, with its version; empty where it does not say.
+    """
+
+    name: str
+    fingerprint: str
+    library: str
+
+
+@dataclass(frozen=True)
 class StepRecord:
     """How one step was run.
 
@@ -35,6 +50,7 @@ class StepRecord:
         licences: SPDX expressions of the code and weights used.
         events: what did not go as planned, such as a retry with smaller tiles.
         verdict: what the network found the image to suffer from, where it judges.
+        prior: what guided a refiner; None for a backbone.
     """
 
     verb: str
@@ -51,6 +67,7 @@ class StepRecord:
     licences: tuple[str, ...]
     events: tuple[str, ...] = ()
     verdict: Verdict | None = None
+    prior: PriorRecord | None = None
 
 
 @dataclass(frozen=True)

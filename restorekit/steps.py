@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from restorekit.building import build, memory_of
+from restorekit.building import build, memory_of, stand_in
 from restorekit.catalog import PRIOR_KEY
 from restorekit.config import TileSpec
 from restorekit.contracts import Adapter, Backbone, Judged, Prior, PriorFeatures, Refiner, Verdict
 from restorekit.errors import ConfigError, ContractError
-from restorekit.plan import Part
-from restorekit.result import StepRecord
+from restorekit.plan import NO_PRIOR, Part
+from restorekit.result import PriorRecord, StepRecord
 from restorekit.runtime import channels_last, check_finite, choose_tile, run_with_ladder, smallest_tile
 from restorekit.tiling import Tiler, pad_to_multiple
 
@@ -49,7 +49,9 @@ class Step:
         if isinstance(main, Backbone):
             for part in parts[1:]:
                 main = cast(Adapter, build(part)).attach(main)
-        elif len(parts) > 1:
+        elif len(parts) == 1:
+            self.prior = stand_in(parts[0])
+        else:
             self.prior = cast(Prior, build(parts[1]))
             _check_prior(parts, cast(Refiner, main), self.prior)
         self.network = cast("Backbone | Refiner", main)
@@ -76,8 +78,19 @@ class Step:
         """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured."""
         return memory_of(self.network)
 
+    @property
+    def guide(self) -> PriorRecord | None:
+        """Which prior guides a refiner."""
+        if self.prior is None:
+            return None
+        name = self.parts[1].entry.name if len(self.parts) > 1 else NO_PRIOR
+        return PriorRecord(name, self.prior.fingerprint, self.prior.library)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move the networks; channels innermost is faster on every device that was measured."""
+        """Move the networks, the prior in its own precision.
+
+        Channels innermost is faster on every device that was measured.
+        """
         for network in (self.network, self.prior):
             if network is not None:
                 network.to(device=device, dtype=dtype)
@@ -92,6 +105,8 @@ class Step:
         """
         started = time.perf_counter()
         conditions = replace(conditions, events=[], verdicts=[])
+        if self.guide is not None and self.guide.name == NO_PRIOR:
+            conditions.events.append("ran without a prior: the mean of those of its training stood in")
         if isinstance(self.network, Backbone) and conditions.dtype not in self.network.precisions:
             name = str(conditions.dtype).removeprefix("torch.")
             conditions.events.append(f"not known to work in {name}, ran in float32")
@@ -117,6 +132,7 @@ class Step:
             licences=tuple(dict.fromkeys(licence for part in self.parts for licence in part.licences)),
             events=tuple(conditions.events),
             verdict=_together(conditions.verdicts),
+            prior=self.guide,
         )
         return output, record
 
@@ -211,8 +227,9 @@ class Step:
         current: Tensor,
     ) -> Tensor:
         channels = current.shape[1] if network.channels is None else network.channels
+        planes = _planes(degraded, channels), _planes(current, network.out_channels or channels)
         outputs = []
-        for before, after in zip(_planes(degraded, channels), _planes(current, channels), strict=True):
+        for before, after in zip(*planes, strict=True):
             height, width = after.shape[-2:]
             if network.in_parts and not tiler.is_whole(height, width, network.size_multiple):
                 before, after = (
@@ -233,8 +250,8 @@ class Step:
             return {}
         self.to(conditions.device, conditions.dtype)
 
-        def given(image: Tensor) -> Tensor:
-            channels = image.shape[1] if network.channels is None else network.channels
+        def given(image: Tensor, channels: int | None) -> Tensor:
+            channels = image.shape[1] if channels is None else channels
             # A gray network sees a colour image as gray, here where it is only looked at.
             planes = _planes(image, channels)
             image = torch.stack(planes).mean(0)
@@ -242,10 +259,11 @@ class Step:
             return image.to(conditions.device, conditions.dtype, memory_format=torch.channels_last)
 
         if isinstance(network, Backbone):
-            return dict(network.maps(given(current)))
+            return dict(network.maps(given(current, network.channels)))
         features = self._features(degraded, conditions)
         assert features is not None
-        return dict(network.maps(given(degraded), given(current), features))
+        before = given(degraded, network.channels)
+        return dict(network.maps(before, given(current, network.out_channels or network.channels), features))
 
     def _tiled(
         self, act: Callable[..., Tensor], tiler: Tiler, conditions: Conditions, *images: Tensor
@@ -261,7 +279,7 @@ class Step:
             multiple=self.network.size_multiple,
             padding=self.network.padding,
             scale=self.network.scale if isinstance(self.network, Backbone) else 1,
-            channels=self.network.out_channels if isinstance(self.network, Backbone) else None,
+            channels=self.network.out_channels,
             device=conditions.device,
             progress=conditions.progress,
         )
@@ -269,12 +287,10 @@ class Step:
     def _features(self, degraded: Tensor, conditions: Conditions) -> PriorFeatures | None:
         if self.prior is None:
             return None
-        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
-        features = cast(PriorFeatures, self.prior(colour.clamp(0, 1).to(conditions.device, conditions.dtype)))
-        # In half precision the step is run again in float32, as for any other network.
-        if conditions.dtype == torch.float32 and not check_finite(features.glob):
+        features = self.prior.guidance(degraded.to(conditions.device))
+        if not check_finite(features.glob):
             raise ContractError(
-                f"prior {self.parts[1].entry.name} returned values that are not finite",
+                f"prior {self.guide.name if self.guide else ''} returned values that are not finite",
                 "check its weights and the input",
             )
         return features
@@ -297,12 +313,23 @@ def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
         )
     checkpoint, given = parts[0].checkpoint, parts[1]
     stated = json.loads((checkpoint.metadata() if checkpoint else {}).get(PRIOR_KEY, "null"))
+    if checkpoint is None or not stated:
+        return
+    # Files written before fingerprints were kept state none.
+    trained_with = stated.pop("fingerprint", "")
     found = json.loads(json.dumps({"name": given.entry.name, "params": given.params}))
-    if checkpoint and stated and stated != found:
+    if stated != found:
         raise ConfigError(
             f"{parts[0].where}.prior",
             f"{checkpoint.name} was trained with {_said(stated)}, this is {_said(found)}",
             "name the prior that it was trained with, and its params",
+        )
+    if trained_with and prior.fingerprint and trained_with != prior.fingerprint:
+        raise ConfigError(
+            f"{parts[0].where}.prior",
+            f"{checkpoint.name} was trained with {_said(stated)} of fingerprint {trained_with}, here its "
+            f"fingerprint is {prior.fingerprint}: its files are not the same",
+            "give the prior the files of then (of a hub, by hub:owner/repository@revision), or train again",
         )
 
 

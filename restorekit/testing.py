@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, normalize
 
 from restorekit.catalog import Checkpoint, Pretrained
-from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling
+from restorekit.contracts import Adapter, Backbone, Padding, Prior, PriorFeatures, Refiner, Tiling, one_view
 from restorekit.errors import ContractError
 from restorekit.frozen import FrozenPrior
 from restorekit.licences import Grade, grade
@@ -104,9 +104,9 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
         refiner = _stirred(cls(**params))
 
         def run(network: nn.Module, degraded: Tensor) -> Tensor:
-            restored = 0.9 * degraded
+            restored = 0.9 * one_view(degraded)
             kept = restored.clone()
-            guidance = _guidance(guide, degraded.expand(-1, 3, -1, -1))
+            guidance = _guidance(guide, one_view(degraded).expand(-1, 3, -1, -1))
             refined: Tensor = network(degraded, restored, guidance)
             _require(torch.equal(restored, kept), f"{name} changes the restored image in place")
             return refined
@@ -115,13 +115,14 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
         channels = refiner.channels or 3
         for height, width in _sizes(refiner.size_multiple):
             images = _images(channels, height, width)
-            _check_images(name, refiner, lambda x: run(refiner, x), images)
+            _check_images(name, refiner, lambda x: run(refiner, x), images, 1, refiner.out_channels)
             if refiner.in_parts:
-                image, guidance = images[:1], _guidance(guide, images[:1].expand(-1, 3, -1, -1))
-                parts = refiner.refine_in_parts(image, 0.9 * image, guidance, 8)
+                image, restored = images[:1], 0.9 * one_view(images[:1])
+                guidance = _guidance(guide, one_view(image).expand(-1, 3, -1, -1))
+                parts = refiner.refine_in_parts(image, restored, guidance, 8)
                 _require_close(
                     parts,
-                    refiner(image, 0.9 * image, guidance),
+                    refiner(image, restored, guidance),
                     f"{name}.refine_in_parts does not act like it",
                 )
         image = torch.rand(1, channels, *_sizes(refiner.size_multiple)[0])

@@ -30,6 +30,7 @@ louder = strangers:Louder
 entries = strangers:Entries
 [restorekit.priors]
 brightness = strangers:Brightness
+referred = strangers:Referred
 [restorekit.refiners]
 blend = strangers:Blend
 [restorekit.weights]

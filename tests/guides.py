@@ -1,18 +1,23 @@
 """What tests of refiners install beside them: priors that need no weights, backbones that need little."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from restorekit.contracts import Backbone, Prior, PriorFeatures
+from restorekit.references import sha256
 
 ENTRY_POINTS = """
 [restorekit.priors]
 statistics = guides:Statistics
 broken = guides:Broken
+filed = guides:Filed
 [restorekit.backbones]
 blurring = guides:Blurring
 gray-blurring = guides:GrayBlurring
+joining = guides:Joining
 deep = guides:Deep
 """
 
@@ -49,6 +54,20 @@ class Broken(Statistics):
         return PriorFeatures(super().forward(image).glob * float("nan"))
 
 
+class Filed(Statistics):
+    """Has a file, which its fingerprint is made of."""
+
+    library = "acme 1.0"
+
+    def __init__(self, file: str):
+        super().__init__()
+        self.file = Path(file)
+
+    @property
+    def fingerprint(self):
+        return sha256(self.file)[:32]
+
+
 class Blurring(Backbone):
     """A box blur: looks one pixel far."""
 
@@ -65,6 +84,15 @@ class GrayBlurring(Blurring):
     """The same for one channel."""
 
     channels = 1
+
+
+class Joining(Blurring):
+    """The same of the mean of two views."""
+
+    channels, out_channels = 6, 3
+
+    def forward(self, degraded):
+        return super().forward((degraded[:, :3] + degraded[:, 3:]) / 2)
 
 
 class Deep(Backbone):

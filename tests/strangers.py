@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from restorekit.catalog import Need
 from restorekit.contracts import (
     Adapter,
     Backbone,
@@ -14,6 +15,7 @@ from restorekit.contracts import (
     Verdict,
 )
 from restorekit.errors import WeightsError
+from restorekit.references import source
 
 # Declared weights; tests fill the list.
 WEIGHTS = []
@@ -231,6 +233,15 @@ class Brightness(Prior):
 
     def forward(self, image):
         return PriorFeatures(image.mean((2, 3)))
+
+
+class Referred(Brightness):
+    """The same, of a model that has a config somewhere."""
+
+    def __init__(self, reference: str = "small"):
+        super().__init__()
+        self.place = source(reference)
+        self.place.take(Need(("config.json",)))
 
 
 class Blend(Refiner):

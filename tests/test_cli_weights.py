@@ -155,6 +155,37 @@ def test_convert_writes_safetensors_that_say_what_they_are(run, tmp_path, photo)
     assert result.steps[0].parameters == {"width": 3} and "CC-BY-4.0" in result.licences
 
 
+def test_convert_keeps_the_notes_that_still_hold(run, tmp_path):
+    notes = {
+        "restorekit.component": "trained",
+        "restorekit.kind": "refiner",
+        "restorekit.prior": '{"name": "clip", "params": {}, "fingerprint": "0123"}',
+        "restorekit.params": '{"width": 3}',
+        "acme.choice": "few",
+        "source": "elsewhere",
+    }
+    save_file(Trained().state_dict(), tmp_path / "first.safetensors", notes)
+
+    def converted(source, name, *words):
+        code, _, _ = run("weights", "convert", tmp_path / source, "-o", tmp_path / name, *words)
+        assert code == 0
+        with safe_open(tmp_path / name, "pt") as file:
+            return file.metadata()
+
+    facts = converted("first.safetensors", "second.safetensors", "--half")
+    assert facts | {"source": "elsewhere"} == facts | notes and facts["source"] == "first.safetensors"
+    assert (
+        converted("second.safetensors", "third.safetensors")["restorekit.prior"] == notes["restorekit.prior"]
+    )
+    save_file(
+        Trained().state_dict(), tmp_path / "other.safetensors", notes | {"restorekit.component": "gain"}
+    )
+    of_another = converted("other.safetensors", "fourth.safetensors", "--component", "trained")
+    assert of_another["restorekit.component"] == "trained" and "restorekit.prior" not in of_another
+    save_file(Trained().state_dict(), tmp_path / "strange.safetensors", {"note": "of others"})
+    assert "note" not in converted("strange.safetensors", "fifth.safetensors")
+
+
 def test_convert_takes_what_is_declared_of_downloaded_weights(run, published, tmp_path):
     item = published(licence="CC-BY-NC-4.0", params={"width": 3})
     run("weights", "download", item.name)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from strangers import Judge, Trained
+from strangers import Brightness, Judge, Trained
 
 import restorekit
 from restorekit import load_pipeline, restore
 from restorekit.building import built_facts
 from restorekit.config import PipelineSpec
+from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError, UnknownComponentError, WeightsError
 from restorekit.plan import parts
 
@@ -73,6 +74,21 @@ def test_refiner_sees_the_degraded_image_the_restored_one_and_the_prior(tile):
     restored = restore(image, chain(gain(2.0), refine), tile=tile)
     expected = image * 1.5 + image.mean((0, 1), dtype=np.float64)
     np.testing.assert_allclose(restored, expected, atol=1e-5)
+
+
+def test_prior_sees_the_same_whatever_the_precision_of_the_pipeline(monkeypatch):
+    seen = []
+
+    def watched(self, image):
+        seen.append(image)
+        return PriorFeatures(image.mean((2, 3)))
+
+    monkeypatch.setattr(Brightness, "forward", watched)
+    image = np.random.default_rng(0).random((9, 11, 3), dtype=np.float32) * 1.2 - 0.1
+    for dtype in ("fp32", "bf16"):
+        restore(image, chain({"refine": {"name": "blend", "prior": "brightness"}}), dtype=dtype)
+    assert [one.dtype for one in seen] == [torch.float32] * 2 and torch.equal(*seen)
+    assert seen[0].amin() == 0 and seen[0].amax() == 1
 
 
 def test_gray_network_keeps_the_colours_of_a_colour_image():
@@ -251,6 +267,14 @@ def test_result_tells_its_history(tmp_path):
     assert np.asarray(result).shape == IMAGE.shape
     assert result.to_pil().size == (51, 37)
     assert result.save(tmp_path / "x.png").exists()
+
+
+def test_result_tells_which_prior_guided_it():
+    refine = {"refine": {"name": "blend", "prior": "brightness"}}
+    result = restore(IMAGE, chain(gain(2.0), refine), return_result=True)
+    steps = json.loads(result.to_json())["steps"]
+    assert steps[0]["prior"] is None
+    assert steps[1]["prior"] == {"name": "brightness", "fingerprint": "", "library": ""}
 
 
 def test_pipeline_is_built_once_for_many_images():

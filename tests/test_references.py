@@ -5,11 +5,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from strangers import WEIGHTS
 
+from restorekit.api import load_pipeline
+from restorekit.cache import downloads, is_offline
 from restorekit.catalog import Need, Pretrained, by_name
 from restorekit.config import PipelineSpec
 from restorekit.errors import LicenceError, OfflineError, WeightsError
 from restorekit.licences import check_licences
 from restorekit.plan import parts
+from restorekit.ready import ready_backbone
 from restorekit.references import Source, fetch, sha256, source, state
 from restorekit.testing import check_weights
 
@@ -190,6 +193,45 @@ def test_offline_nothing_is_asked_for(hub, monkeypatch):
     assert hub.sent == []
 
 
+def referring(tmp_path):
+    prior = {"name": "referred", "params": {"reference": "hub:acme/model"}}
+    pipeline = {"steps": [{"refine": {"name": "blend", "prior": prior}}]}
+    (tmp_path / "p.yaml").write_text(json.dumps(pipeline))
+    return pipeline
+
+
+def test_a_pipeline_that_is_to_be_built_offline_asks_for_no_files_of_its_prior(strangers, hub, tmp_path):
+    pipeline = referring(tmp_path)
+    with pytest.raises(OfflineError, match=r"hub:acme/model has no config.json on this machine"):
+        load_pipeline(pipeline, offline=True)
+    assert hub.sent == [] and not is_offline()
+    load_pipeline(pipeline)
+    assert hub.sent == ["config.json"]
+    load_pipeline(pipeline, offline=True)
+
+
+def test_the_flag_offline_reaches_priors_and_online_overrides_the_environment(
+    strangers, hub, tmp_path, photo, run, monkeypatch
+):
+    referring(tmp_path)
+    words = ("restore", photo, "-p", tmp_path / "p.yaml", "-o", tmp_path / "o.png")
+    code, _, err = run(*words, "--offline")
+    assert code == 2 and "has no config.json on this machine" in err and hub.sent == []
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    assert run(*words)[0] == 2 and hub.sent == []
+    assert run(*words, "--online")[0] == 0 and hub.sent == ["config.json"]
+
+
+def test_what_builds_on_a_network_is_built_offline_too(published):
+    published()
+    with downloads(offline=True), pytest.raises(OfflineError, match="weights trained/plain are not on this"):
+        ready_backbone("trained", {}, "plain")
+    with downloads(offline=True), downloads(offline=None):
+        assert is_offline()
+    with downloads(offline=True), downloads(offline=False):
+        ready_backbone("trained", {}, "plain")
+
+
 def test_a_cache_that_was_filled_elsewhere_is_enough(folder, hub_cache, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("reached for the network"))
@@ -247,12 +289,53 @@ def test_the_licence_of_what_a_prior_reads_is_gated(declared):
     def claims(**params):
         return parts(chain(**params))[0][1].claims
 
-    assert claims()[1] == ("weights small", "MIT")
-    assert claims(reference="small")[1] == ("weights small", "MIT")
+    assert claims()[1] == ("weights brightness/small", "MIT")
+    assert claims(reference="small")[1] == ("weights brightness/small", "MIT")
     assert claims(reference="hub:acme/other")[1] == ("weights hub:acme/other", "unknown")
     found = [part for step in parts(chain(reference="hub:acme/other")) for part in step]
     with pytest.raises(LicenceError, match="hub:acme/other"):
         check_licences(found, "permissive")
+
+
+def test_the_licences_of_the_network_that_a_prior_is_made_of_are_gated(published, shop):
+    published("nc", licence="CC-BY-NC-4.0")
+    spec = chain(backbone="trained", weights="nc")
+    assert parts(spec)[0][1].claims[1:] == (
+        ("backbone trained", "MIT"),
+        ("weights trained/nc", "CC-BY-NC-4.0"),
+    )
+    with pytest.raises(LicenceError, match="does not allow weights trained/nc"):
+        load_pipeline(spec, license_policy="permissive")
+    assert shop.requests == []
+    with pytest.raises(WeightsError, match="trained has no weights called 'cn'"):
+        _ = parts(chain(backbone="trained", weights="cn"))[0][1].claims
+    assert parts(chain(backbone="of another meaning"))[0][1].claims == (("prior brightness", "MIT"),)
+
+
+def test_plan_and_dry_run_show_what_a_prior_has_to_download(
+    strangers, published, hub, photo, tmp_path, run, shop
+):
+    WEIGHTS.append(model(size=605_000_000, parameters=88))
+    published("plain", size=2_500_000)
+    path = tmp_path / "p.yaml"
+
+    def planned(**params):
+        path.write_text(json.dumps(chain(**params).model_dump()))
+        part = json.loads(run("plan", path, "--json")[1])["parts"][1]
+        return part["weights"], part["to_download"]
+
+    assert planned(backbone="trained", weights="plain") == ("trained/plain", 2_500_000)
+    code, out, err = run("restore", photo, "-p", path, "-o", tmp_path / "o.png", "--dry-run")
+    assert code == 0 and out == f"{photo} -> {tmp_path / 'o.png'}\n"
+    assert err == "steps[0].refine.prior: trained/plain to be downloaded, 2.5 MB\n"
+    assert planned(reference="hub:acme/other") == ("hub:acme/other", None)
+    assert planned(reference=f"dir:{tmp_path}") == (f"dir:{tmp_path}", 0)
+    assert planned(reference="small") == ("brightness/small", 605_000_000)
+    assert "download    needed, 605.0 MB" in run("plan", path)[1] and hub.sent == shop.requests == []
+    fetch(model())
+    assert planned(reference="small") == ("brightness/small", 0)
+    assert "download" not in run("plan", path)[1]
+    assert run("restore", photo, "-p", path, "-o", tmp_path / "o.png", "--dry-run")[2] == ""
 
 
 def test_declarations_of_several_files_are_checked(strangers):

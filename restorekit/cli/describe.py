@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from restorekit.cli.output import AsJson, LicensePolicy, Settings, note, say, say_json, table
+from restorekit.cli.output import AsJson, LicensePolicy, Settings, download_of, note, say, say_json, table
 from restorekit.config import PipelineSpec, presets, read_yaml
 from restorekit.errors import ConfigError, UnknownComponentError, near
 
@@ -181,8 +181,7 @@ def plan(
             known = part["weights_sha256"]
             say(f"  weights     {part['weights']}   sha256 {known[:16] if known else 'not known yet'}")
         if part["to_download"] != 0:
-            size = "" if part["to_download"] is None else f", {part['to_download'] / MEGAPIXEL:,.1f} MB"
-            say(f"  download    needed{size}")
+            say(f"  download    needed{download_of(part['to_download'])}")
         say(f"  licences    {', '.join(part['licences'])}")
         count = part["parameters"]
         say(f"  parameters  {'not known without --build' if count is None else f'{count:,}'}")

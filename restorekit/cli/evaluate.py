@@ -123,6 +123,7 @@ def evaluate(
     samples = found.samples[:limit]
 
     from restorekit.api import restore
+    from restorekit.cache import downloads
     from restorekit.evaluation.learned import find_metrics
     from restorekit.evaluation.page import Page
     from restorekit.evaluation.run import Outcome, by_recipe
@@ -137,7 +138,8 @@ def evaluate(
             spec, device, dtype, license_policy=license_policy, offline=offline, downloading=downloading
         )
     page = Page(html_images) if html_file else None
-    with counting(chosen, len(samples)) as done:
+    # Learned metrics find their files when the first image is measured.
+    with downloads(offline=offline), counting(chosen, len(samples)) as done:
 
         def report(outcome: Outcome) -> None:
             if page:
@@ -161,6 +163,7 @@ def evaluate(
         "layout": found.layout,
         **({"degradation": recipe.model_dump(mode="json"), "seed": seed} if recipe else {}),
         "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
+        "priors": {step.guide.name: step.guide.fingerprint for step in chain.steps if step.guide},
         "tile": tile,
         "device": str(chain.device),
         "dtype": str(chain.dtype).removeprefix("torch."),

@@ -36,6 +36,11 @@ def say(text: str) -> None:
     typer.echo(text)
 
 
+def download_of(size: int | None) -> str:
+    """Return ``, 2.5 MB``, to be put after what has to be downloaded; nothing where the size is not known."""
+    return "" if size is None else f", {size / 1e6:,.1f} MB"
+
+
 def note(text: str) -> None:
     """Print a line for people, beside the results."""
     typer.echo(text, err=True)

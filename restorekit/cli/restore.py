@@ -18,6 +18,7 @@ from restorekit.cli.output import (
     Precision,
     Settings,
     complain,
+    download_of,
     download_progress,
     note,
     say,
@@ -95,6 +96,7 @@ def restore(
     """Restore images. Inputs that fail are named, and do not stop the others (exit code 3)."""
     from restorekit.batch import collect
     from restorekit.files import ensure_writable
+    from restorekit.plan import parts
 
     ending = "" if form == "keep" else f".{form}"
     named = [*(inputs or []), *(more_inputs or [])]
@@ -112,6 +114,10 @@ def restore(
     if dry_run:
         for job in jobs:
             say(f"{job.source} -> {job.target}")
+        for part in (part for step in parts(spec) for part in step):
+            if part.to_download != 0:
+                facts = part.facts()
+                note(f"{part.where}: {facts['weights']} to be downloaded{download_of(part.to_download)}")
         return
     for folder in {job.target.parent for job in jobs}:
         ensure_writable(folder)

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY
+from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY, PRIOR_KEY, PRIOR_MEAN_KEY
 from restorekit.contracts import Adapter
 from restorekit.plan import Part
 from restorekit.training.checkpoint import save_tensors
 from restorekit.training.folder import part_files
-from restorekit.training.trainee import Trainee
+from restorekit.training.trainee import RefinerTrainee, Trainee
 
 
 def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int, half: bool) -> None:
@@ -39,9 +39,13 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
             facts |= module.file_facts()
         if params:
             facts[PARAMS_KEY] = json.dumps(params)
-        if name == "refiner":
-            prior = parts["prior"]
-            facts[PRIOR_KEY] = json.dumps({"name": prior.entry.name, "params": prior.params})
+        if isinstance(trainee, RefinerTrainee) and name == "refiner":
+            prior = {"name": parts["prior"].entry.name, "params": parts["prior"].params}
+            if trainee.prior.fingerprint:
+                prior["fingerprint"] = trainee.prior.fingerprint
+            facts[PRIOR_KEY] = json.dumps(prior)
+            if trainee.seen:
+                facts[PRIOR_MEAN_KEY] = json.dumps([float(f"{value:.7g}") for value in trainee.mean.tolist()])
         tensors = module.state_dict()
         save_tensors(file, {key: _halved(value) if half else value for key, value in tensors.items()}, facts)
 

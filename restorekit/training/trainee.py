@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import TrainingError
 
+# What the state of a refiner's training has beside its parts.
+_MEAN, _SEEN = "guidance.mean", "guidance.seen"
+
 
 class Outputs(NamedTuple):
     """What a step compares.
@@ -174,7 +177,13 @@ class RefinerTrainee(Trainee):
         prior: guides it; sees the degraded image.
         backbone: what is refined.
         joint: train the backbone too.
+
+    Attributes:
+        mean: (F), of what the prior said of the images that were trained on.
+        seen: how many these were.
     """
+
+    mean: Tensor
 
     def __init__(self, refiner: Refiner, prior: Prior, backbone: Backbone, *, joint: bool = False) -> None:
         super().__init__()
@@ -192,6 +201,9 @@ class RefinerTrainee(Trainee):
                 f"the refiner takes {refiner.channels} channels, the backbone {backbone.channels}",
                 "give them the same",
             )
+        self.register_buffer("mean", torch.zeros(prior.features), persistent=False)
+        self.seen = 0
+        prior.register_forward_hook(self._take_in)
         # The two in one, where the refiner works on features.
         self.network = refiner.attach(backbone, prior) if refiner.inside else None
         self.freeze_the_rest()
@@ -223,8 +235,24 @@ class RefinerTrainee(Trainee):
             return inside
         return self._refined(degraded, self.backbone(degraded))
 
+    def state(self) -> dict[str, Tensor]:
+        """Return that of the parts, and what the prior said so far."""
+        return {**super().state(), _MEAN: self.mean, _SEEN: torch.tensor(self.seen)}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what ``state`` returned; a run of before means were kept begins a new one."""
+        super().load_state(state)
+        if _MEAN in state:
+            self.mean.copy_(state[_MEAN])
+            self.seen = int(state[_SEEN])
+
+    def _take_in(self, prior: nn.Module, images: object, said: PriorFeatures) -> None:
+        if self.refiner.training:
+            self.seen += len(said.glob)
+            self.mean.lerp_(said.glob.detach().to(self.mean).mean(0), len(said.glob) / self.seen)
+
     def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:
         with torch.no_grad():
-            guidance: PriorFeatures = self.prior(degraded.clamp(0, 1).expand(-1, 3, -1, -1))
+            guidance = self.prior.guidance(degraded)
         refined: Tensor = self.refiner(degraded, restored, guidance)
         return refined

@@ -4,8 +4,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from restorekit.config import ComponentRef
 from restorekit.errors import ConfigError, UnknownComponentError, WeightsError
-from restorekit.registry import backbones
+from restorekit.plan import Part
+from restorekit.registry import backbones, priors
 from restorekit.testing import check_prior
 from restorekit_backbone_prior.prior import BackbonePrior
 
@@ -114,3 +116,11 @@ def test_a_published_dncnn_of_gray_images_describes_colour_ones():
     clean, other = prior(image), prior(noisy)
     assert clean.dense.shape == (1, 64, 32, 48) and clean.stride == 1
     assert (clean.glob - other.glob).abs().max() > 1e-3
+
+
+def test_a_plan_knows_the_network_inside():
+    installed("nafnet")
+    ref = ComponentRef(name="backbone", params={"backbone": "nafnet", "weights": "denoise"})
+    facts = Part("steps[1].refine.prior", "prior", priors["backbone"], ref, None).facts()
+    assert facts["weights"] == "nafnet/denoise" and len(facts["weights_sha256"]) == 64
+    assert facts["to_download"] == 0 and facts["parameters"] > 100_000

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize
 
-from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner, one_view
 from restorekit.errors import ContractError
 from restorekit.tiling import pad_to_multiple
 from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
@@ -42,14 +42,15 @@ class PTGRM(Refiner):
 
     Args:
         prior_features: F.
-        channels: C of the images, 1 or 3.
+        channels: C of the degraded image, 1 or 3; 6 for the two views of dual pixels, of one restored image
+            (3): both are compared with it, and their mean is what eq. 1 starts from.
         width: D.
         kernel: side of the kernels that every pixel gets, odd.
         long_blocks: transformer blocks of the long-range branch.
         prior_hidden: between the two layers that embed the prior; 256, or 128 for priors wider than 1024.
         head: ``paper`` has mask and residual; ``release``, the published code, adds a residual to the
             restored image clamped to [0, 1].
-        mask_channels: of the mask, 1 or C, which is the default.
+        mask_channels: of the mask, 1 or those of the restored image, which is the default.
         gate: what the range map multiplies, the short-range branch (``paper``) or the long-range one.
         start: ``identity`` begins with a mask of 0.98 and no residual, for a backbone that is trained
             already; ``random`` leaves the last layer as torch makes it.
@@ -97,7 +98,8 @@ class PTGRM(Refiner):
         latent_features: int | None = None,
     ) -> None:
         super().__init__()
-        mask_channels = channels if mask_channels is None else mask_channels
+        restored = 3 if channels == 6 else channels
+        mask_channels = restored if mask_channels is None else mask_channels
         _check_words(
             head=(head, Head),
             gate=(gate, Gate),
@@ -111,9 +113,9 @@ class PTGRM(Refiner):
         _require(
             min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive"
         )
-        _require(channels in (1, 3), f"channels is {channels}, not 1 or 3")
+        _require(channels in (1, 3, 6), f"channels is {channels}, not 1, 3 or 6")
         _require(kernel % 2 == 1 and kernel > 0, f"kernel is {kernel}, not odd and positive")
-        _require(mask_channels in (1, channels), f"mask_channels is {mask_channels}, not 1 or {channels}")
+        _require(mask_channels in (1, restored), f"mask_channels is {mask_channels}, not 1 or {restored}")
         _require(
             (concatenation == "map") == (dense_features > 0),
             "concatenation 'map' and dense_features go together",
@@ -127,7 +129,8 @@ class PTGRM(Refiner):
         )
         self.prior_features, self.channels, self.dense_features = prior_features, channels, dense_features
         # What the decoder returns, in this order: the mask, if any, and the residual.
-        self.parts = [mask_channels * (head == "paper"), channels]
+        self.parts = [mask_channels * (head == "paper"), restored]
+        self.out_channels = None if restored == channels else restored
         self.head, self.level = head, level
         self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
         self.inside, self.latent_features = level == "feature", latent_features
@@ -151,7 +154,7 @@ class PTGRM(Refiner):
             self.encoder: nn.Module = FeatureEncoder(latent_features, width)
             self.decoder: nn.Module = FeatureDecoder(width, 1 + latent_features)
         else:
-            self.encoder = ImageEncoder(2 * channels, width)
+            self.encoder = ImageEncoder(restored + channels, width)
             self.decoder = ImageDecoder(width, sum(self.parts))
         if start == "identity":
             self._start_as_identity()
@@ -160,14 +163,16 @@ class PTGRM(Refiner):
     def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
         """Return the arguments for this prior, the channels of the backbone, and its deepest features."""
         known: dict[str, Any] = {"prior_features": prior.features}
-        if backbone is not None and backbone.channels == 1:
-            known["channels"] = 1
+        if backbone is not None and backbone.channels in (1, 6):
+            known["channels"] = backbone.channels
         if backbone is not None and params.get("level") == "feature":
             known["latent_features"] = backbone.latent_features
         return {**known, **params}
 
     def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
         """(B, C, H, W) twice and the prior of the degraded one -> (B, C, H, W); any size.
+
+        Of two views the degraded image has six channels, the restored one and the result three.
 
         Raises:
             ContractError: the prior or the images are not those that it was built for.
@@ -222,13 +227,15 @@ class PTGRM(Refiner):
         return self.enhancement.short.first.weight
 
     def _padded(self, degraded: Tensor, restored: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
-        for image in (degraded, restored):
-            if image.shape != degraded.shape or image.shape[1] != self.channels:
-                raise ContractError(
-                    f"ptgrm takes two images of {self.channels} channels, found {tuple(degraded.shape)} and "
-                    f"{tuple(restored.shape)}",
-                    "set its params.channels",
-                )
+        given = [image.shape[1] for image in (degraded, restored)]
+        wanted = [self.channels, self.out_channels or self.channels]
+        if given != wanted or degraded[:, :1].shape != restored[:, :1].shape:
+            count = self.channels if self.out_channels is None else f"{wanted[0]} and {wanted[1]}"
+            raise ContractError(
+                f"ptgrm takes two images of {count} channels, found {tuple(degraded.shape)} and "
+                f"{tuple(restored.shape)}",
+                "set its params.channels",
+            )
         height, width = degraded.shape[-2:]
         degraded, restored = (
             pad_to_multiple(image, self.size_multiple, self.padding) for image in (degraded, restored)
@@ -243,6 +250,7 @@ class PTGRM(Refiner):
         degraded, restored, (height, width) = self._padded(degraded, restored)
         restored = restored.detach() if self.detach else restored
         f, _ = self._latent(degraded, restored, prior, work)
+        degraded = one_view(degraded)
 
         def finish(values: Tensor, strip: Strip) -> Tensor:
             values = values.to(degraded.dtype)
@@ -259,7 +267,8 @@ class PTGRM(Refiner):
         self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work
     ) -> tuple[Tensor, dict[str, Tensor]]:
         guide, dense = self._guide(prior)
-        return self._guided(self.encoder(restored, degraded, work), guide, dense, degraded, work)
+        f = self.encoder(restored, degraded, work)
+        return self._guided(f, guide, dense, one_view(degraded), work)
 
     def _guided(
         self, f: Tensor, guide: Tensor, dense: Tensor | None, degraded: Tensor | None, work: Work
@@ -322,6 +331,8 @@ class RefinedBackbone(Backbone):
 
     # Sums over the whole map of features.
     tiling = "discouraged"
+    # The prior is shown every image as it came, not in the precision that the network runs in.
+    judges = True
 
     def __init__(self, backbone: Backbone, refiner: PTGRM, prior: Prior) -> None:
         super().__init__()
@@ -373,11 +384,8 @@ class RefinedBackbone(Backbone):
         return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
 
     def _described(self, degraded: Tensor) -> PriorFeatures:
-        weight = next(self.refiner.parameters())
-        colour = degraded.expand(-1, 3, -1, -1) if degraded.shape[1] == 1 else degraded
         with torch.no_grad():
-            described: PriorFeatures = self.prior(colour.clamp(0, 1).to(weight.device, weight.dtype))
-        return described
+            return self.prior.guidance(degraded.to(next(self.refiner.parameters()).device))
 
 
 def _check_words(**words: tuple[str, Any]) -> None:

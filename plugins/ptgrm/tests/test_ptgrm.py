@@ -113,6 +113,27 @@ def test_contract_is_kept_for_gray_images():
     check_refiner(PTGRM, prior_features=16, channels=1)
 
 
+@pytest.mark.parametrize("params", [{}, {"head": "release"}, {"range_map": "snr"}, {"mask_channels": 1}])
+def test_contract_is_kept_for_the_two_views_of_dual_pixels(params):
+    check_refiner(PTGRM, prior_features=16, channels=6, **params)
+
+
+def test_two_views_are_both_compared_and_their_mean_is_where_equation_1_starts():
+    assert count(channels=6) == 672_170 + 3 * 16 * 9
+    views, prior = given(30, 45, channels=6)[::2]
+    restored = given(30, 45)[1]
+    network = built(channels=6)
+    with torch.no_grad():
+        refined = network(views, restored, prior)
+        swapped = network(torch.cat([views[:, 3:], views[:, :3]], 1), restored, prior)
+        assert (refined - swapped).abs().max() > 1e-4
+        network.decoder.last.weight.zero_()
+        network.decoder.last.bias.copy_(torch.tensor([-40.0] * 3 + [0.0] * 3))
+        torch.testing.assert_close(network(views, restored, prior), (views[:, :3] + views[:, 3:]) / 2)
+    with pytest.raises(ContractError, match="two images of 6 and 3 channels"):
+        network(restored, restored, prior)
+
+
 @every_variant
 def test_parts_equal_the_whole(params):
     network, images = built(**params), given(30, 45)

@@ -1,5 +1,7 @@
 """PTG-RM in pipelines, in training and inside a backbone."""
 
+import hashlib
+import json
 import sys
 
 import numpy as np
@@ -7,13 +9,15 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from guides import SEEN, Blurring, Deep, Statistics, install
+from guides import SEEN, Blurring, Deep, Joining, Statistics, install
 from safetensors.torch import save_file
 from torch.nn.functional import l1_loss
 
 from restorekit import Pipeline, PipelineSpec, restore
 from restorekit.building import memory_of
+from restorekit.catalog import PARAMS_KEY, PRIOR_KEY
 from restorekit.cli import app
+from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError, TrainingError
 from restorekit.image import Image
 from restorekit.testing import check_backbone
@@ -126,6 +130,23 @@ def test_gray_network_refines_colour_by_colour(weights):
     assert restore(IMAGE[..., 0], chain({"restore": "gray-blurring"}, step)).shape == (45, 62)
 
 
+@pytest.mark.parametrize("tile", [0, 16])
+def test_two_views_of_dual_pixels_are_refined_to_one_image(weights, tile):
+    views = np.random.default_rng(0).random((45, 62, 6), dtype=np.float32)
+    step = weights(channels=6)
+    pipeline = Pipeline.build(PipelineSpec.parse(chain({"restore": "joining"}, step)))
+    refined = restore(views, pipeline, tile=tile)
+    assert SEEN == [(1, 3, 45, 62)]
+    degraded = torch.from_numpy(views).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        prior = Statistics()((degraded[:, :3] + degraded[:, 3:]) / 2)
+        expected = pipeline.steps[1].network(degraded, Joining()(degraded), prior)
+    np.testing.assert_allclose(refined, expected[0].permute(1, 2, 0), atol=1e-5)
+    assert pipeline.look(Image.of(views))[1]["2 ptgrm+statistics"]["I_m"].shape[1] == 3
+    with pytest.raises(ContractError, match="takes 6 channels, the image has 3"):
+        restore(IMAGE, chain({"restore": "blurring"}, step))
+
+
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (3, 50)])
 def test_images_smaller_than_the_multiple_are_refined(weights, size):
     refined = restore(IMAGE[: size[0], : size[1]], chain({"restore": "blurring"}, weights()))
@@ -186,11 +207,33 @@ def test_features_are_refined_inside_the_backbone_of_the_step_before(tmp_path):
     assert [step.component for step in result.steps] == ["deep", "ptgrm+statistics"]
 
 
+def test_prior_inside_a_backbone_says_the_same_in_every_precision(tmp_path, monkeypatch):
+    said, spoken = [], Statistics.forward
+
+    def noting(self, image):
+        said.append(spoken(self, image).glob)
+        return PriorFeatures(said[-1])
+
+    monkeypatch.setattr(Statistics, "forward", noting)
+    _, deep, refiner = inside(tmp_path, "random")
+    network = RefinedBackbone(deep, refiner, Statistics())
+    image = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
+    assert network.judges, "a pipeline hands over the image before it is cast"
+    for dtype in (torch.float32, torch.bfloat16):
+        network.to(dtype).for_image(image, 0)
+    assert len(said) == 2 and torch.equal(*said)
+
+
 def test_backbone_with_refined_features_keeps_the_promises_of_one():
+    class OneByOne(Statistics):
+        # Sums in float32 depend on the size of the batch, by more than is allowed in float64.
+        def forward(self, image):
+            return PriorFeatures(torch.cat([super(OneByOne, self).forward(one[None]).glob for one in image]))
+
     class Refined(RefinedBackbone):
         def __init__(self):
             refiner = PTGRM(prior_features=16, level="feature", latent_features=8, start="random")
-            super().__init__(Deep(), refiner, Statistics())
+            super().__init__(Deep(), refiner, OneByOne())
 
     check_backbone(Refined)
 
@@ -308,6 +351,83 @@ def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
     refine["prior"] = {"name": "statistics", "params": {"features": 16}}
     with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 16\)"):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+def test_prior_whose_files_changed_since_training_is_refused(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "prior.bin"
+    file.write_bytes(b"then")
+    prior = {"name": "filed", "params": {"file": str(file)}}
+    run = prepare(training(tmp_path, prior=prior), tmp_path / "run")
+    refine = {"name": "ptgrm", "weights": str(run.train()), "prior": prior}
+    (tmp_path / "refine.yaml").write_text(yaml.safe_dump(chain({"refine": refine})))
+    PIL.Image.fromarray((IMAGE * 255).astype(np.uint8)).save(tmp_path / "photo.png")
+    words = ("restore", tmp_path / "photo.png", "-p", tmp_path / "refine.yaml", "-o", tmp_path / "o.png")
+    code, out, _ = run_command(capsys, monkeypatch, *words, "--json")
+    then, now = (hashlib.sha256(text).hexdigest()[:32] for text in (b"then", b"other"))
+    said = json.loads(out)[0]["steps"][0]["prior"]
+    assert code == 0 and said == {"name": "filed", "fingerprint": then, "library": "acme 1.0"}
+    file.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=rf"filed .* of fingerprint {then}, here its fingerprint is {now}"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+def test_refiner_of_before_fingerprints_were_kept_is_used(tmp_path):
+    (tmp_path / "prior.bin").write_bytes(b"any")
+    prior = {"name": "filed", "params": {"file": str(tmp_path / "prior.bin")}}
+    facts = {PARAMS_KEY: json.dumps({"prior_features": 16}), PRIOR_KEY: json.dumps(prior)}
+    save_file(PTGRM(prior_features=16).state_dict(), tmp_path / "old.safetensors", facts)
+    refine = {"name": "ptgrm", "weights": str(tmp_path / "old.safetensors"), "prior": prior}
+    assert restore(IMAGE, chain({"refine": refine})).shape == IMAGE.shape
+
+
+@pytest.mark.parametrize("mode", ["frozen", "frozen features"])
+def test_mean_of_the_training_stands_in_for_the_prior(tmp_path, monkeypatch, mode):
+    said, speaks = [], Statistics.forward
+
+    def noting(self, image):
+        features = speaks(self, image)
+        said.append((image.shape[-1], features.glob))
+        return features
+
+    monkeypatch.setattr(Statistics, "forward", noting)
+    changes = dict(half=False, ema=0, stages=[{"steps": 2, "patch": 32, "batch": 2}], validate_every=2)
+    changes |= MODES[mode] | {"optimizer": {"warmup": 0, "lr": 1e-2}}
+    weights = str(prepare(training(tmp_path, **changes), tmp_path / "run").train())
+    # Validation looks at images that are not cut, and is no part of the mean.
+    mean = torch.cat([glob for width, glob in said if width == 32]).mean(0)
+    refine = {"name": "ptgrm", "weights": weights, "prior": "none"}
+    steps = {"restore": {"name": "deep", "weights": str(tmp_path / "deep.safetensors")}}, {"refine": refine}
+    asked = len(said)
+    result = restore(IMAGE[:44, :60], chain(*steps), return_result=True)
+    assert len(said) == asked
+    assert result.warnings == ("ptgrm: ran without a prior: the mean of those of its training stood in",)
+    assert result.steps[1].prior.name == "none" and result.steps[1].component == "ptgrm"
+    monkeypatch.setattr(Statistics, "forward", lambda self, image: PriorFeatures(mean.expand(len(image), -1)))
+    steps[1]["refine"]["prior"] = "statistics"
+    np.testing.assert_allclose(result.to_numpy(), restore(IMAGE[:44, :60], chain(*steps)), atol=1e-5)
+
+
+def test_mean_goes_on_when_a_run_is_resumed(tmp_path):
+    networks = [build_networks(training(tmp_path)).trainee for _ in range(2)]
+    images = torch.rand(3, 2, 3, 32, 32)
+    for batch in images[:2]:
+        networks[0](batch)
+    networks[1].load_state(networks[0].state())
+    networks[1](images[2])
+    # What it says of images that are not trained on does not count.
+    networks[1].eval()
+    expected = networks[1].prior(images.flatten(0, 1)).glob.mean(0)
+    assert networks[1].seen == 6
+    torch.testing.assert_close(networks[1].mean, expected)
+    old = {name: value for name, value in networks[0].state().items() if not name.startswith("guidance")}
+    networks[1].load_state(old)
+
+
+def test_weights_without_a_mean_need_their_prior(weights):
+    with pytest.raises(ConfigError, match="holds no mean of a prior's features"):
+        Pipeline.build(PipelineSpec.parse(chain(weights(prior="none"))))
+    with pytest.raises(ConfigError, match="none takes no params"):
+        Pipeline.build(PipelineSpec.parse(chain(weights(prior={"name": "none", "params": {"size": 3}}))))
 
 
 def test_gray_backbone_gets_a_gray_refiner_and_another_one_is_refused(tmp_path):
