@@ -317,6 +317,9 @@ def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
         return
     # Files written before fingerprints were kept state none.
     trained_with = stated.pop("fingerprint", "")
+    # Equal files and arguments make equal features, however they were named.
+    if trained_with and trained_with == prior.fingerprint:
+        return
     found = json.loads(json.dumps({"name": given.entry.name, "params": given.params}))
     if stated != found:
         raise ConfigError(
@@ -324,7 +327,7 @@ def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
             f"{checkpoint.name} was trained with {_said(stated)}, this is {_said(found)}",
             "name the prior that it was trained with, and its params",
         )
-    if trained_with and prior.fingerprint and trained_with != prior.fingerprint:
+    if trained_with and prior.fingerprint:
         raise ConfigError(
             f"{parts[0].where}.prior",
             f"{checkpoint.name} was trained with {_said(stated)} of fingerprint {trained_with}, here its "

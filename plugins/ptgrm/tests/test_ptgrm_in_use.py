@@ -353,7 +353,7 @@ def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
 
 
-def test_prior_whose_files_changed_since_training_is_refused(tmp_path, capsys, monkeypatch):
+def test_prior_whose_files_changed_is_refused_and_one_that_moved_is_not(tmp_path, capsys, monkeypatch):
     file = tmp_path / "prior.bin"
     file.write_bytes(b"then")
     prior = {"name": "filed", "params": {"file": str(file)}}
@@ -366,6 +366,10 @@ def test_prior_whose_files_changed_since_training_is_refused(tmp_path, capsys, m
     then, now = (hashlib.sha256(text).hexdigest()[:32] for text in (b"then", b"other"))
     said = json.loads(out)[0]["steps"][0]["prior"]
     assert code == 0 and said == {"name": "filed", "fingerprint": then, "library": "acme 1.0"}
+    moved = tmp_path / "moved.bin"
+    moved.write_bytes(b"then")
+    elsewhere = {"name": "filed", "params": {"file": str(moved)}}
+    Pipeline.build(PipelineSpec.parse(chain({"refine": {**refine, "prior": elsewhere}})))
     file.write_bytes(b"other")
     with pytest.raises(ConfigError, match=rf"filed .* of fingerprint {then}, here its fingerprint is {now}"):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
