@@ -133,7 +133,7 @@ class RefinedExperiment:
 
     def _base(self, task: str) -> Training:
         spec = self.spec.run("base", task, backbone=self.spec.backbone.model_dump())
-        return Training(f"{task}: backbone", spec, self.folder / task / BASE, self.device)
+        return Training(f"{task}: {_TITLES[BASE]}", spec, self.folder / task / BASE, self.device)
 
     def _backbone(self, task: str) -> dict[str, Any]:
         """Return the backbone that everything else goes on from."""

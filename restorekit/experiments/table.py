@@ -107,7 +107,8 @@ def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[st
     Args:
         lines: from top to bottom.
         columns: that averages are over; with one there is no average.
-        over: names of lines by heading: adds how much the average is above theirs.
+        over: names of lines by heading: adds how much the average of lines with seeds is above
+            theirs.
     """
     averages = ["average"] if len(columns) > 1 else []
     header = ["", *columns, *averages, "SSIM", *over, "parameters added", "seeds"]
@@ -119,7 +120,7 @@ def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[st
         cells.append(_spread(line.values(columns, columns, "ssim"), 4))
         for name in over.values():
             ours, theirs = average[line.name], average.get(name)
-            known = ours and theirs and line.name != name
+            known = ours and theirs and line.seeded and line.name != name
             cells.append(f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}" if known else "")  # type: ignore[arg-type]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
         cells.append(f"{len(line.whole(columns))}" if line.seeded else "")
