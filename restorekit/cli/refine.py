@@ -36,19 +36,18 @@ def refine(
 
     folder = output or Path("runs") / config.stem
     experiment = RefinedExperiment(spec, folder, device, task=task, seed=seed)
-    names = {task: f"{config.stem}-{task}" for task in experiment.tasks}
     if write:
         # Looked for before the work, not after it.
-        for name in names.values():
-            Marks(write, name)
+        for name in experiment.tasks:
+            Marks(write, f"{config.stem}-{name}")
     make(experiment.jobs())
     made = experiment.made()
     if write:
-        for task, table in made.tables.items():
+        for name, table in made.tables.items():
             # The document is read again: another process, or the table before, may have changed it.
-            Marks(write, names[task]).write(table)
+            Marks(write, f"{config.stem}-{name}").write(table)
     if as_json:
         say_json(made.facts)
         return
-    for task, table in made.tables.items():
-        say(f"{spec.tasks[task].title or task}\n\n{table}\n")
+    for name, table in made.tables.items():
+        say(f"{spec.tasks[name].title or name}\n\n{table}\n")

@@ -20,7 +20,7 @@ from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate
-from restorekit.files import replacing
+from restorekit.files import ensure_writable, replacing
 from restorekit.pipeline import Pipeline
 from restorekit.training.build import build_networks, find_parts
 from restorekit.training.export import export
@@ -74,7 +74,7 @@ def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
     for job in jobs:
         if job.result.exists():
             continue
-        job.result.parent.mkdir(parents=True, exist_ok=True)
+        ensure_writable(job.result.parent)
         # Two processes may share the work of one experiment, and what both need is made by one of them.
         with FileLock(job.result.with_name(f".{job.result.name}.lock")):
             if not job.result.exists():
