@@ -20,6 +20,7 @@ from restorekit.cli import (
     faig,
     inspect,
     new_plugin,
+    refine,
     restore,
     train,
     weights,
@@ -47,6 +48,7 @@ app.command("average")(evaluate.average)
 app.command("protocols")(evaluate.protocols)
 app.command("train")(train.train)
 app.command("adapt")(adapt.adapt)
+app.command("refine")(refine.refine)
 app.command("new-plugin")(new_plugin.new_plugin)
 app.add_typer(weights.app, name="weights")
 app.add_typer(bench.app, name="bench")

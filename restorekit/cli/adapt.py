@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from restorekit.cli.output import AsJson, Device, Settings, say, say_json, working
-from restorekit.config import check, read_yaml, with_settings
+from restorekit.cli.experiment import Config, Folder, Write, make, read
+from restorekit.cli.output import AsJson, Device, Settings, say, say_json
 from restorekit.files import Marks
 
 
 def adapt(
-    config: Annotated[Path, typer.Argument(help="YAML file of the experiment.", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of its runs.", show_default="runs/NAME")
-    ] = None,
+    config: Config,
+    output: Folder = None,
     settings: Settings = None,
-    write: Annotated[
-        Path | None,
-        typer.Option(help="Put the table into this Markdown file, at the mark of its name."),
-    ] = None,
+    write: Write = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -32,20 +23,14 @@ def adapt(
     """
     from restorekit.experiments.spec import AdaptiveSpec
 
-    folder = output or Path("runs") / config.stem
-    spec = check(AdaptiveSpec, with_settings(read_yaml(config), settings or []), config.name)
+    spec = read(AdaptiveSpec, config, settings)
     # Looked for before the work, not after it.
     place = Marks(write, config.stem) if write else None
 
     from restorekit.experiments.adaptive import Experiment
-    from restorekit.experiments.jobs import run_all
-    from restorekit.runtime import tune_allocator
 
-    logging.basicConfig(format="%(levelname)s: %(message)s")
-    tune_allocator()
-    experiment = Experiment(spec, folder, device)
-    with working() as begin:
-        run_all(experiment.jobs(), lambda job: begin(job.name))
+    experiment = Experiment(spec, output or Path("runs") / config.stem, device)
+    make(experiment.jobs())
     made = experiment.made()
     if place:
         place.write(made.markdown)

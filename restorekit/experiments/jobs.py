@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from torch import nn
 
 from restorekit import datasets
 from restorekit.api import restore
 from restorekit.config import PipelineSpec
+from restorekit.contracts import Refiner
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate
-from restorekit.files import replacing
+from restorekit.files import ensure_writable, replacing
 from restorekit.pipeline import Pipeline
 from restorekit.training.build import build_networks, find_parts
 from restorekit.training.export import export
@@ -67,8 +72,13 @@ def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
     for job in jobs:
         job.check()
     for job in jobs:
-        if not job.result.exists():
-            job.run(begin(job))
+        if job.result.exists():
+            continue
+        ensure_writable(job.result.parent)
+        # Two processes may share the work of one experiment, and what both need is made by one of them.
+        with FileLock(job.result.with_name(f".{job.result.name}.lock")):
+            if not job.result.exists():
+                job.run(begin(job))
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,15 @@ class Training(Job):
         spec: its config.
         folder: of the run.
         device: where it runs.
+        trial: a config whose networks are built when this is checked, the weights of their priors read; of a
+            run whose own config names weights that are not there yet.
     """
 
     name: str
     spec: TrainSpec
     folder: Path
     device: str = "auto"
+    trial: TrainSpec | None = None
 
     @property
     def result(self) -> Path:
@@ -101,11 +114,44 @@ class Training(Job):
                     f"{self.folder} was trained with {key} {theirs}, the experiment says {ours}",
                     "name another folder with -o, or remove that one",
                 )
+        if self.trial and not self.result.exists():
+            build_networks(self.trial)
 
     def run(self, report: Report) -> None:
         """Train to the last step."""
         run = prepare(self.spec, self.folder, self.device, resume=RunFolder(self.folder).in_use)
         run.train(lambda step, row: report(step, self.spec.steps))
+
+
+@dataclass(frozen=True)
+class Later(Job):
+    """A run whose config hangs on what a job before it finds.
+
+    Attributes:
+        name: of the run.
+        folder: of the run.
+        found: the file that has to be there first.
+        training: gives the run when that file is there.
+    """
+
+    name: str
+    folder: Path
+    found: Path
+    training: Callable[[], Training]
+
+    @property
+    def result(self) -> Path:
+        """Weights of the run."""
+        return RunFolder(self.folder).weights
+
+    def check(self) -> None:
+        """Check the run where its config is known."""
+        if self.found.exists():
+            self.training().check()
+
+    def run(self, report: Report) -> None:
+        """Train to the last step."""
+        self.training().run(report)
 
 
 @dataclass(frozen=True)
@@ -177,11 +223,26 @@ class Measurement(Job):
         return self.file
 
     def check(self) -> None:
-        """Look for the images and the protocol."""
+        """Look for the images and the protocol, and compare a report that is there with what is asked."""
         if find_protocol(self.protocol).ignores_pairs and self.degradation:
             raise ConfigError(self.name, f"protocol {self.protocol} degrades by itself", "leave one out")
         if not datasets.find(self.data).samples:
             raise ConfigError(self.name, f"{self.data} holds no images", "give a folder with images")
+        stated = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        for key, ours in self._asked.items():
+            theirs = stated.get("asked", self._asked).get(key)
+            if ours != theirs:
+                raise TrainingError(
+                    f"{self.file} was measured with {key} {theirs}, the experiment says {ours}",
+                    "name another folder with -o, or remove that file",
+                )
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """What figures depend on beside the pipeline and the images, as a file would hold it."""
+        recipe = self.degradation.model_dump(mode="json") if self.degradation else None
+        asked = {"degradation": recipe, "settings": dict(self.settings), "seed": self.seed}
+        return {**json.loads(json.dumps(asked)), "protocol": self.protocol, "limit": self.limit}
 
     def run(self, report: Report) -> None:
         """Restore and score every image."""
@@ -200,12 +261,18 @@ class Measurement(Job):
         )
         checkpoints = [part.checkpoint for step in chain.steps for part in step.parts if part.checkpoint]
         networks = [step.network for step in chain.steps]
-        parameters = sum(value.numel() for network in networks for value in network.parameters())
+        refiners = [network for network in networks if isinstance(network, Refiner)]
         facts = {
             **measured.facts(),
-            "parameters": parameters,
+            "asked": self._asked,
+            "parameters": _count(networks),
+            "refiner_parameters": _count(refiners),
             "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.file) as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _count(networks: Iterable[nn.Module]) -> int:
+    return sum(value.numel() for network in networks for value in network.parameters())

@@ -76,13 +76,13 @@ class AdaptiveSpec(Spec):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if "clean" in self.degradations or "none" in self.degradations:
-            raise _wrong("clean images are a class of their own", "leave it out, and set clean: 0.1")
+            raise wrong("clean images are a class of their own", "leave it out, and set clean: 0.1")
         if self.comparison:
             for name in self.comparison.degradations:
                 if name not in self.degradations:
-                    raise _wrong(f"the table names {name!r}, which is not trained", "use the same names")
+                    raise wrong(f"the table names {name!r}, which is not trained", "use the same names")
             if "larger" in self.comparison.rows and not self.comparison.larger:
-                raise _wrong("row larger needs params", "write, for example, larger: {width: 20}")
+                raise wrong("row larger needs params", "write, for example, larger: {width: 20}")
         return self
 
     def run(self, stage: str, **filled: Any) -> TrainSpec:
@@ -95,15 +95,25 @@ class AdaptiveSpec(Spec):
         Raises:
             ConfigError: a key of the stage is unknown or wrong; the path names the stage.
         """
-        document = {
-            "seed": self.seed,
-            "data": self.data.model_dump(mode="json"),
-            **self.common,
-            **getattr(self, stage),
-            **{key: value for key, value in filled.items() if value is not None},
-        }
-        return check(TrainSpec, document, stage)
+        own = {"seed": self.seed, "data": self.data.model_dump(mode="json")}
+        given = {key: value for key, value in filled.items() if value is not None}
+        return run_spec(stage, own, self.common, getattr(self, stage), given)
 
 
-def _wrong(message: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError("experiment", "{message}", {"message": message, "hint": hint})
+def run_spec(stage: str, *layers: Mapping[str, Any]) -> TrainSpec:
+    """Return the config of one run.
+
+    Args:
+        stage: what errors call it.
+        layers: keys of the config, the later ones over the earlier.
+
+    Raises:
+        ConfigError: a key is unknown or wrong; the path names the stage.
+    """
+    return check(TrainSpec, {key: value for layer in layers for key, value in layer.items()}, stage)
+
+
+def wrong(message: str, hint: str) -> PydanticCustomError:
+    """Return an error of a spec, and what to do about it."""
+    # config.check adds the whole input to any other type of error.
+    return PydanticCustomError("step", "{message}", {"message": message, "hint": hint})

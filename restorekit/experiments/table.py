@@ -73,3 +73,63 @@ def markdown(
 
 def _decibel(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One line of a table that compares runs of several seeds.
+
+    Attributes:
+        name: what it is, for people.
+        runs: by seed, facts of a report for each column; those that lack a column do not count.
+        parameters: that it adds to the backbone; None where that means nothing.
+        seeded: whether there are seeds to count.
+    """
+
+    name: str
+    runs: Mapping[int, Mapping[str, Mapping[str, Any]]]
+    parameters: int | None = None
+    seeded: bool = True
+
+    def whole(self, columns: Sequence[str]) -> list[Line]:
+        """Return the runs that have every column."""
+        return [Line(self.name, run) for run in self.runs.values() if {*columns} <= run.keys()]
+
+    def values(self, columns: Sequence[str], of: Sequence[str], metric: str = "psnr") -> list[float]:
+        """Return for each run that has every column the mean over some of them, where that is known."""
+        means = [line.mean(of, metric) for line in self.whole(columns)]
+        return [mean for mean in means if mean is not None]
+
+
+def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[str, str]) -> str:
+    """Return a table of PSNR in dB and SSIM, means and sample deviations over seeds.
+
+    Args:
+        lines: from top to bottom.
+        columns: that averages are over; with one there is no average.
+        over: names of lines by heading: adds how much the average of lines with seeds is above
+            theirs.
+    """
+    averages = ["average"] if len(columns) > 1 else []
+    header = ["", *columns, *averages, "SSIM", *over, "parameters added", "seeds"]
+    rows = [header, ["---", *("---:" for _ in header[1:])]]
+    average = {line.name: line.values(columns, columns) for line in lines}
+    for line in lines:
+        cells = [line.name, *(_spread(line.values(columns, [column]), 2) for column in columns)]
+        cells += [_spread(average[line.name], 2) for _ in averages]
+        cells.append(_spread(line.values(columns, columns, "ssim"), 4))
+        for name in over.values():
+            ours, theirs = average[line.name], average.get(name)
+            known = ours and theirs and line.seeded and line.name != name
+            cells.append(f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}" if known else "")  # type: ignore[arg-type]
+        cells.append("" if line.parameters is None else f"{line.parameters:,}")
+        cells.append(f"{len(line.whole(columns))}" if line.seeded else "")
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

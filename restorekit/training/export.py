@@ -30,7 +30,8 @@ def export(trainee: Trainee, parts: Mapping[str, Part], path: Path, *, step: int
     Raises:
         TrainingError: a file cannot be written.
     """
-    for name, file in part_files(path, trainee.parts).items():
+    # The first file says that the run is done, so it comes last.
+    for name, file in reversed(part_files(path, trainee.parts).items()):
         part = parts[name]
         facts = {COMPONENT_KEY: part.entry.name, "restorekit.kind": part.kind, "steps": str(step)}
         module, params = trainee.parts[name], part.params

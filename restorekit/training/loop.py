@@ -248,7 +248,7 @@ class Run:
         best, result = (
             part_files(path, self.learner.trainee.parts) for path in (self.folder.best, self.folder.weights)
         )
-        for part, file in result.items():
+        for part, file in reversed(result.items()):
             with writing(file) as temporary:
                 shutil.copyfile(best[part], temporary)
 

@@ -1,0 +1,306 @@
+"""From a ``RefinedSpec`` to its jobs: a backbone for each task, refiners behind it, controls, tables.
+
+PTG-RM (Xu et al., CVPR 2024) is trained with its backbone, which therefore learns longer than the backbone
+alone did. So its table compares with the backbone trained on by the same compute, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from restorekit import datasets
+from restorekit.config import PipelineSpec, check
+from restorekit.degradations.spec import RecipeSpec
+from restorekit.errors import ConfigError, ImageError, near
+from restorekit.experiments.compute import Compute
+from restorekit.experiments.jobs import Job, Later, Measurement, Training
+from restorekit.experiments.refinedspec import BASE, LONGER, RefinedSpec
+from restorekit.experiments.table import Repeated, compared, read_reports
+from restorekit.training.folder import part_files
+from restorekit.training.spec import TrainSpec
+
+_PROTOCOL = "paired-rgb"
+_TITLES = {BASE: "backbone alone", LONGER: "backbone, trained longer"}
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an experiment came to so far.
+
+    Attributes:
+        tables: of each task by its name, Markdown, and what it is of.
+        facts: the same for programs: every report by task, row, seed and column.
+    """
+
+    tables: dict[str, str]
+    facts: dict[str, Any]
+
+
+class RefinedExperiment:
+    """The jobs of refiners under several priors, and where their results lie.
+
+    Args:
+        spec: what is to be made.
+        folder: of all its runs.
+        device: where it runs.
+        task: make this one alone; all when None.
+        seed: of the rows' runs, make these alone; all when None.
+
+    Raises:
+        ConfigError: there is no such task or seed.
+    """
+
+    def __init__(
+        self,
+        spec: RefinedSpec,
+        folder: Path,
+        device: str = "auto",
+        *,
+        task: str | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if task is not None and task not in spec.tasks:
+            known = ", ".join(spec.tasks)
+            raise ConfigError(
+                "task", f"no task is called {task!r}; tasks: {known}", near(task, spec.tasks) or "give one"
+            )
+        if seed is not None and seed not in spec.seeds:
+            known = ", ".join(map(str, spec.seeds))
+            raise ConfigError("seed", f"no row has the seed {seed}; seeds: {known}", "give one of them")
+        self.spec, self.folder, self.device = spec, folder, device
+        self.tasks = tuple(spec.tasks) if task is None else (task,)
+        self._seed = seed
+
+    def jobs(self) -> list[Job]:
+        """Return everything to be done, in order.
+
+        Raises:
+            ConfigError: a key of a run is wrong, or a task has no test images.
+        """
+        return [job for task in self.tasks for job in self._of_task(task)]
+
+    def _of_task(self, task: str) -> Iterator[Job]:
+        columns = self.columns(task)
+        yield self._base(task)
+        if self.spec.longer:
+            yield self._compute(task)
+            for seed in self._chosen(LONGER):
+                folder = self._folder(task, LONGER, seed)
+                yield Later(
+                    f"{task}: {_TITLES[LONGER]}, seed {seed}",
+                    folder,
+                    self._compute(task).result,
+                    partial(self._longer, task, seed),
+                )
+        for row in self.spec.rows:
+            for seed in self._chosen(row):
+                # Nobody should train for hours before a prior turns out not to be there.
+                yield self._refined(task, row, seed, tried=seed == self._chosen(row)[0])
+        for row in self._rows:
+            for seed in self._chosen(row):
+                for column, recipe in columns.items():
+                    yield self._measurement(task, row, seed, column, recipe)
+
+    @property
+    def _rows(self) -> tuple[str, ...]:
+        """All rows of a table but the degraded images, from top to bottom."""
+        return (BASE, *([LONGER] if self.spec.longer else []), *self.spec.rows)
+
+    def _seeds(self, row: str) -> tuple[int, ...]:
+        if row == BASE:
+            return (self.spec.seed,)
+        if row == LONGER:
+            return self.spec.longer.seeds if self.spec.longer else ()
+        return self.spec.rows[row].seeds
+
+    def _chosen(self, row: str) -> tuple[int, ...]:
+        """Return the seeds of a row that are to be made now; the base is what all of them go on from."""
+        chosen = self._seed is None or row == BASE
+        return tuple(seed for seed in self._seeds(row) if chosen or seed == self._seed)
+
+    def _title(self, row: str) -> str:
+        return _TITLES.get(row) or self.spec.rows[row].title or row
+
+    def _folder(self, task: str, row: str, seed: int) -> Path:
+        return self.folder / task / (BASE if row == BASE else f"{row}-{seed}")
+
+    # What is trained.
+
+    def _base(self, task: str) -> Training:
+        spec = self.spec.run("base", task, backbone=self.spec.backbone.model_dump())
+        return Training(f"{task}: {_TITLES[BASE]}", spec, self.folder / task / BASE, self.device)
+
+    def _backbone(self, task: str) -> dict[str, Any]:
+        """Return the backbone that everything else goes on from."""
+        return {**self.spec.backbone.model_dump(), "weights": str(self._base(task).result)}
+
+    def _refined_spec(self, task: str, row: str, seed: int, **filled: Any) -> TrainSpec:
+        own, asked = self.spec.refiner, self.spec.rows[row]
+        refiner = {**own.model_dump(), "params": {**own.params, **asked.refiner}}
+        given = {"refiner": refiner, "prior": asked.prior.model_dump(), "seed": seed}
+        return self.spec.run("refined", task, **{"backbone": self._backbone(task), **given, **filled})
+
+    def _refined(self, task: str, row: str, seed: int, *, tried: bool = False) -> Training:
+        parts = ["refiner", "backbone"]
+        fresh = {"backbone": self.spec.backbone.model_dump(), "trained": parts}
+        return Training(
+            f"{task}: {self._title(row)}, seed {seed}",
+            self._refined_spec(task, row, seed),
+            self._folder(task, row, seed),
+            self.device,
+            self._refined_spec(task, row, seed, **fresh) if tried else None,
+        )
+
+    def _compute(self, task: str) -> Compute:
+        assert self.spec.longer is not None
+        like = self.spec.longer.like
+        spec = self._refined_spec(task, like, self.spec.rows[like].seeds[0])
+        return Compute(f"{task}: compute of {self._title(like)}", spec, self.folder / task / "compute.json")
+
+    def _longer(self, task: str, seed: int) -> Training:
+        """Return the run that goes on as a refined one, without the refiner; once steps are counted."""
+        assert self.spec.longer is not None
+        like = self._refined_spec(task, self.spec.longer.like, seed)
+        steps = self._counted(task)["steps"]
+        factor = like.optimizer.factors.get("backbone", 1.0)
+        rates = {"lr": like.optimizer.lr * factor, "min_lr": like.optimizer.min_lr * factor, "factors": {}}
+        document = {
+            **like.model_dump(mode="json", exclude={"refiner", "prior", "trained"}),
+            "stages": [
+                {**stage.model_dump(), "steps": count}
+                for stage, count in zip(like.stages, steps, strict=True)
+            ],
+            "optimizer": {**like.optimizer.model_dump(mode="json"), **rates},
+        }
+        return Training(
+            f"{task}: {_TITLES[LONGER]}, seed {seed}",
+            check(TrainSpec, document, f"{LONGER} of {task}"),
+            self._folder(task, LONGER, seed),
+            self.device,
+        )
+
+    def _counted(self, task: str) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self._compute(task).result.read_text(encoding="utf-8"))
+        return facts
+
+    # What is measured.
+
+    def columns(self, task: str) -> dict[str, RecipeSpec | None]:
+        """Return what test images suffer, by column; None for pairs.
+
+        Raises:
+            ConfigError: there are no test images, or nothing is said of what they suffer.
+        """
+        asked = self.spec.tasks[task]
+        try:
+            found = datasets.find(Path(asked.data), "clean" if asked.columns else None)
+        except ImageError as error:
+            raise ConfigError(f"tasks.{task}.data", error.message, "give a folder of test images") from error
+        if asked.columns or found.paired:
+            return {**asked.columns} or {found.folder.name: None}
+        if asked.degradation is None:
+            raise ConfigError(
+                f"tasks.{task}",
+                "its test images are clean, and nothing says what they suffer",
+                "write degradation or columns, or give pairs",
+            )
+        return {found.folder.name: asked.degradation}
+
+    def _measurement(
+        self, task: str, row: str, seed: int, column: str, recipe: RecipeSpec | None
+    ) -> Measurement:
+        asked = self.spec.tasks[task]
+        return Measurement(
+            f"{task}: {self._title(row)}, seed {seed}, on {column}",
+            partial(self._pipeline, task, row, seed),
+            Path(asked.data),
+            _PROTOCOL,
+            self._report(task, row, seed, column),
+            recipe,
+            seed=asked.seed,
+            limit=asked.limit,
+            device=self.device,
+        )
+
+    def _report(self, task: str, row: str, seed: int, column: str) -> Path:
+        return self.folder / task / "reports" / f"{row}-{seed}-{column}.json"
+
+    def _pipeline(self, task: str, row: str, seed: int) -> PipelineSpec:
+        if row in (BASE, LONGER):
+            made = self._base(task) if row == BASE else self._longer(task, seed)
+            step = {**self.spec.backbone.model_dump(), "weights": str(made.result)}
+            return PipelineSpec.parse({"steps": [{"restore": step}]})
+        run = self._refined(task, row, seed)
+        files = part_files(run.result, run.spec.trained_parts)
+        backbone = {
+            **self._backbone(task),
+            **({"weights": str(files["backbone"])} if "backbone" in files else {}),
+        }
+        prior = self.spec.rows[row].prior.model_dump()
+        refine = {"name": self.spec.refiner.name, "weights": str(files["refiner"]), "prior": prior}
+        return PipelineSpec.parse({"steps": [{"restore": backbone}, {"refine": refine}]})
+
+    def made(self) -> Made:
+        """Gather what is there so far, of the tasks that were asked for."""
+        tables, facts = {}, {}
+        for task in self.tasks:
+            columns = tuple(self.columns(task))
+            rows = {row: self._reports(task, row, columns) for row in self._rows}
+            counted = self._counted(task) if self.spec.longer else None
+            table = compared([*self._lines(rows)], columns, self._over)
+            tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
+            facts[task] = {"columns": columns, "rows": rows, "compute": counted}
+        return Made(tables, {"tasks": facts})
+
+    @property
+    def _over(self) -> dict[str, str]:
+        over = {"over alone": _TITLES[BASE]}
+        return {**over, "over longer": _TITLES[LONGER]} if self.spec.longer else over
+
+    def _reports(self, task: str, row: str, columns: tuple[str, ...]) -> dict[int, dict[str, dict[str, Any]]]:
+        """Return the reports that are there, by seed and column."""
+        found = {
+            seed: read_reports({column: self._report(task, row, seed, column) for column in columns})
+            for seed in self._seeds(row)
+        }
+        return {seed: reports for seed, reports in found.items() if reports}
+
+    def _lines(self, rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]]) -> Iterator[Repeated]:
+        base = rows[BASE][self.spec.seed]
+        before = {column: report["degraded"] for column, report in base.items()}
+        yield Repeated("degraded", {0: before}, seeded=False)
+        for row, runs in rows.items():
+            some = next((report for run in runs.values() for report in run.values()), None)
+            added = some["refiner_parameters"] if some and row in self.spec.rows else None
+            yield Repeated(self._title(row), runs, added, seeded=row != BASE)
+
+    def _about(
+        self,
+        task: str,
+        rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
+        counted: Mapping[str, Any] | None,
+    ) -> str:
+        asked, some = self.spec.tasks[task], next(iter(rows[BASE][self.spec.seed].values()))
+        base, first = self._base(task).spec, next(iter(self.spec.rows))
+        refined = self._refined_spec(task, first, self._seeds(first)[0])
+        both = "backbone and refiner" if "backbone" in refined.trained_parts else "the refiner alone"
+        text = (
+            f"PSNR in dB and SSIM, mean over {some['images']} images of {Path(asked.data).name} (whole "
+            f"images, RGB, 8-bit, protocol `{_PROTOCOL}`, seed {asked.seed}). Data sha256 "
+            f"`{some['dataset_sha256'][:16]}`. The backbone: {base.steps:,} steps, seed {base.seed}, trained "
+            f"once for all rows. From it on: {refined.steps:,} steps of {both}, by the seed that draws the "
+            f"refiner and the patches; ± is the sample deviation over seeds."
+        )
+        if counted is None or self.spec.longer is None:
+            return text
+        return (
+            f"{text} Trained longer: {sum(counted['steps']):,} steps of the backbone alone, as a step with "
+            f"{self._title(self.spec.longer.like)} computes {counted['ratio']:.2f} times as much "
+            f"(convolutions and matrix products for a patch; what is trained counts three times its forward "
+            f"pass)."
+        )

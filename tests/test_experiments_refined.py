@@ -1,0 +1,362 @@
+"""Refiners under several priors from one file, made small: trainings, controls, tables, once."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from training_cases import install, write_pairs, write_photographs
+from typer.testing import CliRunner
+
+from restorekit.cli import app
+from restorekit.config import check, read_yaml, with_settings
+from restorekit.contracts import Prior, PriorFeatures
+from restorekit.errors import ConfigError, RestoreKitError, TrainingError
+from restorekit.experiments.compute import cost_of
+from restorekit.experiments.jobs import Later, Training, run_all
+from restorekit.experiments.refined import RefinedExperiment
+from restorekit.experiments.refinedspec import RefinedSpec
+from restorekit.experiments.table import Repeated, compared
+from restorekit.registry import backbones, refiners
+from restorekit.training.folder import read_run
+from restorekit.training.trainee import RefinerTrainee
+from restorekit.weights import read_tensors
+
+CONFIG = Path(__file__).parents[1] / "configs" / "refine" / "ptgrm.yaml"
+SMALL = {"width": 4, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1]}
+TITLES = ["degraded", "backbone alone", "backbone, trained longer", "with eyes", "blind", "shuffled"]
+
+
+def silent(job):
+    return lambda done, total: None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Return a folder with photographs, and weights of a network that is the prior."""
+    place = tmp_path_factory.mktemp("refined")
+    (place / "photographs").mkdir()
+    write_photographs(place / "photographs", 2)
+    write_pairs(place / "pairs", 2)
+    torch.manual_seed(0)
+    network = backbones["nafnet"].load()(**SMALL)
+    for parameter in network.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    torch.save(network.state_dict(), place / "prior.pth")
+    return place
+
+
+@pytest.fixture(scope="module")
+def prior(place):
+    params = {"backbone": "nafnet", "weights": str(place / "prior.pth"), "params": SMALL}
+    return {"name": "backbone", "params": params}
+
+
+@pytest.fixture(scope="module")
+def document(place, prior):
+    return {
+        "backbone": {"name": "nafnet", "params": SMALL},
+        "data": {"folder": str(place / "photographs"), "hold_out": 1, "cache": str(place / "cache")},
+        "refiner": {"name": "ptgrm", "params": {"width": 4, "long_blocks": 1, "prior_hidden": 8}},
+        "common": {"validate_every": 1000, "pictures": 0, "half": False, "loss": "l1", "ema": 0},
+        "base": {"stages": [{"steps": 4, "patch": 16, "batch": 2}]},
+        "refined": {
+            "stages": [{"steps": 2, "patch": 16, "batch": 2}],
+            "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "warmup": 0, "factors": {"backbone": 0.1}},
+        },
+        "rows": {
+            "eyes": {"title": "with eyes", "prior": prior, "seeds": [0, 1]},
+            "blind": {"prior": prior, "refiner": {"prior_scale": 0}},
+            "shuffled": {"prior": {**prior, "params": {**prior["params"], "shuffled": 3}}},
+        },
+        "longer": {"like": "eyes", "seeds": [0, 1]},
+        "tasks": {
+            "noise": {
+                "degradation": {"name": "gaussian", "sigma": [10, 50]},
+                "data": str(place / "photographs"),
+                "columns": {
+                    "sigma 10": {"name": "gaussian", "sigma": 10},
+                    "sigma 50": {"name": "gaussian", "sigma": 50},
+                },
+                "limit": 1,
+            },
+            "dark": {
+                "data": str(place / "pairs"),
+                "common": {"data": {"pairs": str(place / "pairs"), "hold_out": 1}, "loss": "psnr"},
+            },
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def made(place, document):
+    """Run the command once; return the folder of its runs, its config and its page."""
+    file = place / "small.yaml"
+    file.write_text(yaml.safe_dump(document, sort_keys=False))
+    page = place / "page.md"
+    marks = [f"<!-- small-{task}: {end} -->" for task in document["tasks"] for end in ("begin", "end")]
+    page.write_text("\n".join(["# Tables", *marks, ""]))
+    return place / "runs", file, page
+
+
+@pytest.fixture(scope="module")
+def done(made):
+    """The first, whole run."""
+    folder, file, page = made
+    words = ["refine", file, "-o", folder, "--write", page, "--json", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*map(str, words)])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    return json.loads(result.stdout)["tasks"]
+
+
+def experiment(document, folder, **changes):
+    choice = {key: changes.pop(key) for key in ("task", "seed") if key in changes}
+    return RefinedExperiment(check(RefinedSpec, {**document, **changes}, "x.yaml"), folder, "cpu", **choice)
+
+
+def test_every_row_is_measured_on_every_column_of_every_task(made, done):
+    text = made[2].read_text()
+    for task, columns in {"noise": ["sigma 10", "sigma 50"], "dark": ["pairs"]}.items():
+        rows = done[task]["rows"]
+        assert {row: len(seeds) for row, seeds in rows.items()} == {
+            "base": 1,
+            "longer": 2,
+            "eyes": 2,
+            "blind": 1,
+            "shuffled": 1,
+        }
+        reports = [reports for seeds in rows.values() for reports in seeds.values()]
+        assert all(list(each) == columns and each[columns[0]]["psnr"] > 5 for each in reports)
+        table = text.partition(f"small-{task}: begin")[2].partition("PSNR in dB")[0]
+        lines = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
+        assert [line[0].strip("| ") for line in lines[2:]] == TITLES
+    assert "seed 0, trained once for all rows" in text and "2 steps of backbone and refiner" in text
+
+
+def test_parameters_are_those_of_the_refiner_alone(done, made):
+    rows = done["noise"]["rows"]
+    refiner = read_tensors(made[0] / "noise" / "eyes-0" / "weights.safetensors")
+    added = sum(value.numel() for value in refiner.values())
+    report = rows["eyes"]["0"]["sigma 10"]
+    assert report["refiner_parameters"] == added > 1000
+    assert report["parameters"] - added == rows["base"]["0"]["sigma 10"]["parameters"]
+    assert f" {added:,} | 2 |" in made[2].read_text()
+
+
+def test_rows_go_on_from_the_base_with_their_own_seed_and_measure_the_backbone_they_trained(made, done):
+    base, first, second = (read_run(made[0] / "noise" / name) for name in ("base", "eyes-0", "eyes-1"))
+    assert (base.spec.seed, first.spec.seed, second.spec.seed) == (0, 0, 1)
+    assert first.spec.backbone.weights == str(base.weights)
+    weights = done["noise"]["rows"]["eyes"]["1"]["sigma 10"]["weights_sha256"]
+    assert {*weights} >= {str(second.weights), str(second.others["backbone"])}
+    assert str(base.weights) not in weights
+    assert read_run(made[0] / "dark" / "base").spec.loss == {"psnr": 1}
+
+
+def test_longer_takes_the_compute_of_its_row_at_the_rate_of_its_backbone(made, done):
+    counted = done["noise"]["compute"]
+    refined, alone = counted["operations"][0]["refined"], counted["operations"][0]["alone"]
+    assert counted["ratio"] == refined / alone and counted["steps"] == [round(2 * refined / alone)]
+    longer = read_run(made[0] / "noise" / "longer-1").spec
+    assert longer.steps == counted["steps"][0] > 2 and longer.stages[0].patch == 16
+    assert (longer.optimizer.lr, longer.optimizer.min_lr) == (pytest.approx(1e-4), pytest.approx(1e-5))
+    assert longer.refiner is None and longer.trained_parts == ("backbone",) and longer.seed == 1
+    assert f"Trained longer: {longer.steps} steps" in made[2].read_text()
+
+
+def test_a_second_run_makes_nothing_again(made, done, run):
+    folder, file, _ = made
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    code, out, _ = run("refine", file, "-o", folder, "--task", "dark")
+    assert code == 0 and "with eyes" in out and out.startswith("dark\n") and "noise" not in out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_killed_experiment_goes_on(document, made, done, tmp_path):
+    started = []
+
+    def stop(job):
+        started.append(job.name)
+
+        def report(finished, total):
+            if "with eyes" in job.name:
+                raise KeyboardInterrupt
+
+        return report
+
+    jobs = experiment(document, tmp_path, task="noise", seed=0).jobs()[:4]
+    with pytest.raises(KeyboardInterrupt):
+        run_all(jobs, stop)
+    assert started[-1] == "noise: with eyes, seed 0"
+    killed, started = started[:-1], []
+    run_all(jobs, lambda job: started.append(job.name) or (lambda finished, total: None))
+    assert started == ["noise: with eyes, seed 0"] and len(killed) == 3
+    ours, theirs = (
+        read_tensors(folder / "noise" / "eyes-0" / "weights.safetensors") for folder in (tmp_path, made[0])
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_task_and_a_seed_are_a_part_of_the_work(document, tmp_path):
+    part = experiment(document, tmp_path, task="noise", seed=1)
+    trained = [job.result.parent.name for job in part.jobs() if isinstance(job, (Training, Later))]
+    assert trained == ["base", "longer-1", "eyes-1"]
+    run_all(part.jobs(), silent)
+    table = part.made().tables["noise"]
+    assert [*part.made().tables] == ["noise"] and {path.name for path in tmp_path.iterdir()} == {"noise"}
+    seeds = {line.split(" | ")[0].strip("| "): line.rsplit(" | ", 1)[1] for line in table.splitlines()[2:8]}
+    assert [*seeds] == TITLES
+    assert seeds["with eyes"] == seeds["backbone, trained longer"] == "1 |" and seeds["blind"] == "0 |"
+    rest = experiment(document, tmp_path, task="noise")
+    before = (tmp_path / "noise" / "eyes-1" / "weights.safetensors").stat().st_mtime_ns
+    run_all([job for job in rest.jobs() if "backbone" in job.name or "eyes" in job.name], silent)
+    assert (tmp_path / "noise" / "eyes-1" / "weights.safetensors").stat().st_mtime_ns == before
+    assert "| 2 |" in rest.made().tables["noise"]
+
+
+def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
+    def figures(light, strong):
+        return {
+            "15": {"psnr": light, "ssim": 0.9},
+            "50": {"psnr": strong, "ssim": 0.7 if strong is None else strong / 40},
+        }
+
+    lines = [
+        Repeated("degraded", {0: figures(24.0, 14.0)}, seeded=False),
+        Repeated("alone", {0: figures(30.0, 24.0)}, seeded=False),
+        Repeated("longer", {0: figures(31.0, 25.0), 1: figures(31.0, 26.0)}),
+        Repeated("ours", {0: figures(32.0, 26.0), 1: figures(31.0, 25.0), 2: {"15": {"psnr": 99}}}, 1234),
+        Repeated("to come", {}),
+    ]
+    table = compared(lines, ["15", "50"], {"over alone": "alone", "over longer": "longer"})
+    # 29 and 28 have the mean 28.5 and the deviation 1 / sqrt(2); longer has the mean 28.25.
+    assert table.splitlines()[2:] == [
+        "| degraded | 24.00 | 14.00 | 19.00 | 0.6250 |  |  |  |  |",
+        "| alone | 30.00 | 24.00 | 27.00 | 0.7500 |  |  |  |  |",
+        "| longer | 31.00 ± 0.00 | 25.50 ± 0.71 | 28.25 ± 0.35 | 0.7688 ± 0.0088 | +1.25 |  |  | 2 |",
+        "| ours | 31.50 ± 0.71 | 25.50 ± 0.71 | 28.50 ± 0.71 | 0.7688 ± 0.0088 | +1.50 | +0.25 | 1,234 | 2 |",
+        "| to come |  |  |  |  |  |  |  | 0 |",
+    ]
+    single = compared(lines[:2], ["15"], {"over alone": "alone"}).splitlines()
+    assert single[0] == "|  | 15 | SSIM | over alone | parameters added | seeds |"
+
+
+class Seeing(Prior):
+    """A convolution, and its mean."""
+
+    features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        return PriorFeatures(self.conv(image).mean((2, 3)))
+
+
+def test_trained_parts_cost_three_times_their_forward_pass_and_a_prior_once(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(install(tmp_path)))
+    parts = refiners["touch"].load()(3), Seeing(), backbones["learner"].load()()
+    # Multiplications and additions: a convolution of 3 x 3, one of 1 x 1, and a layer; of 3 channels all.
+    backbone, prior, refiner = (2 * 3 * count for count in (27 * 16**2, 3 * 16**2, 3 * 16**2 + 3))
+    joint = cost_of(RefinerTrainee(*parts, joint=True), 16)
+    assert (joint.refined, joint.alone) == (3 * (backbone + refiner) + prior, 3 * backbone)
+    frozen = cost_of(RefinerTrainee(*parts), 16)
+    assert (frozen.refined, frozen.alone) == (backbone + 3 * refiner + prior, 3 * backbone)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("rows.eyes", {"title": "with eyes"}, r"rows\.eyes: a row needs a prior"),
+        ("rows.base", "same", "cannot be called base"),
+        ("rows.a/b", "same", "'a/b' is no name for a file"),
+        ("longer.like", "eye", "longer.like is 'eye', which is no row; rows: eyes, blind, shuffled"),
+        ("tasks", {}, "tasks: .*at least 1"),
+        ("refinde", {}, "unknown key 'refinde'"),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused(document, path, value, message):
+    changed = json.loads(json.dumps(document))
+    *outer, key = path.split(".")
+    inner = changed
+    for name in outer:
+        inner = inner[name]
+    inner[key] = changed["rows"]["eyes"] if value == "same" else value
+    with pytest.raises(ConfigError, match=message):
+        check(RefinedSpec, changed, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["tasks.dark.data=nowhere"], r"tasks\.dark\.data: nowhere is no folder"),
+        (["tasks.noise.columns={}", "tasks.noise.degradation=null"], "nothing says what they suffer"),
+        (["rows.blind.prior=unheard"], "unheard"),
+        (["rows.blind.prior.params.weights=gone.safetensors"], "no file gone.safetensors"),
+        (["rows.blind.refiner={prior_scal: 0}"], "ptgrm takes no 'prior_scal'"),
+        (["backbone=double"], "the backbone enlarges 2 times"),
+        (["refined.stages=[{steps: 1, patch: 33, batch: 1}]"], "33 is no multiple of"),
+        (["refined.stage=[]"], "refined of noise: unknown key 'stage'"),
+    ],
+)
+def test_what_cannot_be_made_is_refused_before_anything_is_trained(
+    document, settings, message, tmp_path, tmp_path_factory, monkeypatch
+):
+    monkeypatch.syspath_prepend(str(install(tmp_path_factory.mktemp("site"))))
+    spec = check(RefinedSpec, with_settings(document, settings), "x.yaml")
+    with pytest.raises(RestoreKitError, match=message):
+        run_all(RefinedExperiment(spec, tmp_path, "cpu").jobs(), silent)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--task", "nois", "no task is called 'nois'; tasks: noise, dark"),
+        ("--seed", "7", "no row has the seed 7; seeds: 0, 1"),
+        ("--write", "page.md", "no place for small-noise"),
+    ],
+)
+def test_options_are_looked_at_before_the_work(made, run, tmp_path, monkeypatch, option, value, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").write_text("nothing")
+    code, _, err = run("refine", made[1], "-o", tmp_path / "runs", option, value)
+    assert code == 2 and message in err and not (tmp_path / "runs").exists()
+
+
+def test_results_of_another_config_are_refused(document, made, done):
+    other = with_settings(document, ["refined.stages=[{steps: 3, patch: 16, batch: 2}]"])
+    jobs = experiment(other, made[0]).jobs()
+    with pytest.raises(TrainingError, match=r"compute.json was counted for another config"):
+        run_all(jobs, silent)
+    other = with_settings(document, ["tasks.noise.limit=2"])
+    with pytest.raises(TrainingError, match="was measured with limit 1, the experiment says 2"):
+        run_all(experiment(other, made[0]).jobs(), silent)
+
+
+def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
+    rows = {"eyes": document["rows"]["blind"]}
+    changes = ["refined.trained=[refiner]", f"rows={json.dumps(rows)}"]
+    frozen = experiment(with_settings(document, changes), tmp_path, task="noise", seed=0)
+    run_all(frozen.jobs(), silent)
+    reports = frozen.made().facts["tasks"]["noise"]["rows"]["eyes"][0]
+    assert str(tmp_path / "noise" / "base" / "weights.safetensors") in reports["sigma 10"]["weights_sha256"]
+    assert "2 steps of the refiner alone" in frozen.made().tables["noise"]
+
+
+def test_our_own_experiment_is_sound(place, tmp_path):
+    spec = check(RefinedSpec, read_yaml(CONFIG), CONFIG.name)
+    settings = [f"tasks.{task}.data={place / 'photographs'}" for task in spec.tasks]
+    spec = check(RefinedSpec, with_settings(read_yaml(CONFIG), settings), CONFIG.name)
+    jobs = RefinedExperiment(spec, tmp_path).jobs()
+    names = [job.name for job in jobs]
+    assert len(set(names)) == len(names) and len([*spec.tasks]) == 3
+    for job in jobs:
+        if isinstance(job, Training):
+            replace(job, trial=None).check()
+    page = (CONFIG.parents[2] / "docs" / "ptgrm.md").read_text()
+    assert all(f"<!-- {CONFIG.stem}-{task}: begin -->" in page for task in spec.tasks)
