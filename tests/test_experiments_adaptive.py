@@ -48,6 +48,7 @@ def made(tmp_path_factory):
         },
         "unified": {},
         "specialists": {},
+        "independent": {"stages": [{"steps": 2, "patch": 16, "batch": 3}]},
         "deltas": {},
         "classifier": {"stages": [{"steps": 3, "patch": 32, "batch": 3}]},
         "discovery": {"images": 2, "patch": 16, "steps": 8},
@@ -92,6 +93,16 @@ def test_clean_images_are_a_column_where_one_network_sees_all(done):
     assert with_clean == {"unified", "adaptive", "oracle", "uniform", "larger", "longer"}
     # Told that an image is clean, the adaptive model is the unified one.
     assert done["rows"]["oracle"]["clean"]["psnr"] == done["rows"]["unified"]["clean"]["psnr"]
+
+
+def test_every_run_is_as_long_as_its_stage_says(made, done):
+    steps = {
+        name: sum(stage["steps"] for stage in yaml.safe_load(path.read_text())["stages"])
+        for name in ("unified", "larger", "longer", "noise-independent")
+        for path in [made[0] / name / "config.yaml"]
+    }
+    # The unified model trained longer goes on for the filters of both degradations.
+    assert steps == {"unified": 3, "larger": 3, "longer": 6, "noise-independent": 2}
 
 
 def test_a_second_run_makes_nothing_again(made, done, run):

@@ -67,15 +67,18 @@ def smooth_noise(image: Tensor, generator: torch.Generator, *, cells: int = 3, o
 
 def splat(rows: Tensor, columns: Tensor, weights: Tensor, height: int, width: int) -> Tensor:
     """Put points with fractional positions on a canvas (H, W), each shared by its four neighbours."""
+    near = (rows > -1) & (rows < height) & (columns > -1) & (columns < width)
+    rows, columns, weights = rows[near], columns[near], weights[near]
     top, left = rows.floor(), columns.floor()
-    canvas = torch.zeros(height * width)
-    for down in (0, 1):
-        for right in (0, 1):
-            row, column = top + down, left + right
-            share = (1 - (rows - row).abs()) * (1 - (columns - column).abs()) * weights
-            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-            canvas.index_add_(0, (row * width + column)[inside].long(), share[inside])
-    return canvas.view(height, width)
+    down, right = rows - top, columns - left
+    # A border of one pixel takes the shares that fall outside.
+    wide = width + 2
+    first = ((top + 1) * wide + left + 1).long()
+    places = torch.cat([first, first + 1, first + wide, first + wide + 1])
+    upper, lower = weights * (1 - down), weights * down
+    shares = torch.cat([upper * (1 - right), upper * right, lower * (1 - right), lower * right])
+    canvas = torch.bincount(places, shares, minlength=(height + 2) * wide).view(-1, wide)
+    return canvas[1 : height + 1, 1 : width + 1].to(weights.dtype)
 
 
 def convolve(image: Tensor, kernel: Tensor) -> Tensor:

@@ -252,7 +252,8 @@ class Experiment:
 
     def _one_each(self, row: Row, name: str) -> Job:
         if row == "independent":
-            return self._training("unified", f"{name}-independent", degradation=self._recipe(name))
+            own = {**self.spec.independent, "degradation": self._recipe(name)}
+            return self._training("unified", f"{name}-independent", **own)
         if row == "specialists":
             return self.specialists[name]
         if row == "copied":

@@ -68,6 +68,10 @@ class AdaptiveSpec(Spec):
     common: Mapping[str, Any] = Field(default={}, description="keys of every run")
     unified: Mapping[str, Any] = Field(description="keys of the run on all degradations")
     specialists: Mapping[str, Any] = Field(description="keys of the runs from it to one degradation each")
+    independent: Mapping[str, Any] = Field(
+        default={},
+        description="keys of the runs on one degradation each, from nothing, over those of unified",
+    )
     discovery: DiscoverySpec = DiscoverySpec()
     deltas: Mapping[str, Any] = Field(description="keys of the runs of the filters of one degradation each")
     classifier: Mapping[str, Any] = Field(description="keys of the run of the classifier")
