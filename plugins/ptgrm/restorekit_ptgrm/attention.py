@@ -18,8 +18,10 @@ from restorekit_ptgrm.guidance import (
     PositionEmbedding,
     PriorEmbedding,
     activated,
+    pointwise,
 )
 from restorekit_ptgrm.strips import Strip, Work, exact, row_bytes
+from restorekit_ptgrm.winograd import WinogradConvolution, pays
 
 Attention = Literal["prior", "features", "none"]
 
@@ -105,15 +107,20 @@ class PixelScore(nn.Module):
         first, radius = self.first.prepared(height, width, prior), self.side // 2
         weight = by_taps(self.kernels.weight, self.features).contiguous(memory_format=torch.channels_last)
         halo = max(2, radius)
+        # Most of the network's multiplications are in this one layer.
+        fast = WinogradConvolution.of(weight) if pays(weight, height * width) else None
 
         def act(strip: Strip) -> Tensor:
             outer = strip.read(f, halo, weight)
             position = self.position(strip, width, 2) if self.position else None
             hidden = activated(first(strip.trim(outer, halo, 2), position, strip.rows(2)))
-            kernels = conv2d(strip.trim(hidden, 2, 1), weight, padding=1)
-            return dynamic_convolution(
-                _replicated(strip.trim(outer, halo, radius), strip, radius), strip.trim(kernels, 1), self.side
-            )
+            hidden = strip.trim(hidden, 2, 1)
+            if fast is None:
+                kernels = strip.trim(conv2d(hidden, weight, padding=1), 1)
+            else:
+                kernels = fast(hidden, *strip.beyond(1))
+            padded = _replicated(strip.trim(outer, halo, radius), strip, radius)
+            return dynamic_convolution(padded, kernels, self.side)
 
         return work.map(act, height, row_bytes(f, 2 * weight.shape[0]), f.device)
 
@@ -183,14 +190,11 @@ class ChannelSpatialAttention(nn.Module):
             x = strip.read(f, 0, weight)
             by_channel = x if channels is None else x * channels[:, :, None, None]
             by_pixel = x if pixels is None else x * strip.read(pixels, 0, weight)
-            fused: Tensor = conv2d(torch.cat([by_channel, by_pixel], 1), weight)
-            return fused + x
+            return pointwise(torch.cat([by_channel, by_pixel], 1), weight) + x
 
         return work.map(act, f.shape[2], row_bytes(f, 6 * f.shape[1]), f.device), channels, pixels
 
 
 def _replicated(x: Tensor, strip: Strip, radius: int) -> Tensor:
     """(B, D, rows, w) -> (B, D, rows + K - 1, w + K - 1): the border of the map is repeated."""
-    rows = strip.rows(radius)
-    above, below = rows.start - (strip.start - radius), strip.stop + radius - rows.stop
-    return pad(x, (radius, radius, above, below), mode="replicate")
+    return pad(x, (radius, radius, *strip.beyond(radius)), mode="replicate")

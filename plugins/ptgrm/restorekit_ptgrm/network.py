@@ -258,7 +258,8 @@ class PTGRM(Refiner):
             if self.head == "release":
                 return after.clamp(0, 1) + values
             mask, residual = torch.split(values, self.parts, 1)
-            return torch.lerp(strip.read(degraded, 0, values), after, torch.sigmoid(mask)) + residual
+            mask = torch.sigmoid(mask.contiguous(memory_format=torch.channels_last))
+            return torch.lerp(strip.read(degraded, 0, values), after, mask) + residual
 
         refined: Tensor = self.decoder(f, work, finish)
         return refined.to(degraded.device)[..., :height, :width]

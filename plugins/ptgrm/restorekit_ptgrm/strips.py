@@ -32,6 +32,11 @@ class Strip:
         """Return the rows with their halo, which ends at the border of the map."""
         return slice(max(0, self.start - halo), min(self.height, self.stop + halo))
 
+    def beyond(self, halo: int) -> tuple[int, int]:
+        """Return how many rows of the halo are missing, above and below the map."""
+        rows = self.rows(halo)
+        return rows.start - self.start + halo, self.stop + halo - rows.stop
+
     def read(self, x: Tensor, halo: int, like: Tensor) -> Tensor:
         """(B, D, H, W) -> (B, D, rows, W), on the device and in the dtype of ``like``."""
         return x[:, :, self.rows(halo)].to(like.device, like.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from restorekit.layers import ChannelNorm
+from restorekit_ptgrm.guidance import pointwise
 from restorekit_ptgrm.strips import Strip, Work, exact, row_bytes
 
 
@@ -62,9 +63,11 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, strip: Strip) -> Tensor:
         """(B, D, rows + 2, w) -> (B, D, rows, w)."""
-        opened, gate = strip.trim(self.depthwise(self.expand(x)), 1).chunk(2, 1)
-        narrowed: Tensor = self.project(gelu(opened) * gate)
-        return narrowed
+        hidden = strip.trim(self.depthwise(pointwise(x, self.expand.weight)), 1)
+        opened, gate = hidden.chunk(2, 1)
+        # Of a part of a tensor, the error function is taken value by value instead of eight at once.
+        opened = gelu(opened.contiguous(memory_format=torch.channels_last))
+        return pointwise(opened * gate, self.project.weight)
 
 
 class TransformerBlock(nn.Module):
@@ -88,7 +91,9 @@ class TransformerBlock(nn.Module):
         height, products, squares = x.shape[2], [], []
 
         def values(strip: Strip) -> Tensor:
-            wide = attention.depthwise(attention.expand(self.norm1(strip.read(x, 1, weight))))
+            wide = attention.depthwise(
+                pointwise(self.norm1(strip.read(x, 1, weight)), attention.expand.weight)
+            )
             queries_keys, value = torch.split(strip.trim(wide, 1), [2 * x.shape[1], x.shape[1]], 1)
             rows = rearrange(queries_keys, "b d h w -> b (h w) d").to(exact(wide))
             with _no_autocast(wide.device):
