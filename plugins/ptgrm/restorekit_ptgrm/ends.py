@@ -184,12 +184,12 @@ class Moments:
 
 
 def _normed(x: Tensor, norm: nn.InstanceNorm2d) -> Tensor:
+    assert norm.weight is not None and norm.bias is not None
     if x.shape[2:].numel() == 1:
         # torch refuses a single pixel, of which nothing is left but the bias.
-        assert norm.weight is not None and norm.bias is not None
         return (x - x) * norm.weight[:, None, None] + norm.bias[:, None, None]
-    normed = instance_norm(x.to(exact(x)), weight=norm.weight, bias=norm.bias, eps=norm.eps)
-    return normed.to(x.dtype)
+    weight, bias = norm.weight.to(exact(x)), norm.bias.to(exact(x))
+    return instance_norm(x.to(exact(x)), weight=weight, bias=bias, eps=norm.eps).to(x.dtype)
 
 
 def _halved(conv: nn.Conv2d, x: Tensor, half: Strip) -> Tensor:

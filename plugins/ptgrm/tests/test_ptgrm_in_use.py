@@ -205,6 +205,8 @@ def test_features_are_refined_inside_the_backbone_of_the_step_before(tmp_path):
     assert (refined - latent).abs().max() > 1e-3
     assert set(maps) == {"M", "M_c", "M_s", "m", "r"}
     assert [step.component for step in result.steps] == ["deep", "ptgrm+statistics"]
+    half = restore(IMAGE[:44, :60], chain(*steps), dtype="bf16")
+    np.testing.assert_allclose(half, result.to_numpy(), atol=0.05)
 
 
 def test_prior_inside_a_backbone_says_the_same_in_every_precision(tmp_path, monkeypatch):
