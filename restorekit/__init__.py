@@ -5,8 +5,9 @@ Names are imported on first use: ``import restorekit`` costs no torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from restorekit.api import load_pipeline, restore
@@ -46,14 +47,4 @@ __all__ = [
     "restore",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'restorekit' has no attribute {name!r}")
-    value = getattr(import_module(f"restorekit.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

@@ -9,8 +9,9 @@ Names are imported on first use: the commands that only look at scores need no t
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from restorekit.analysis.attribution import Completeness, FAIGResult, attribute
@@ -49,14 +50,4 @@ __all__ = [
     "restored",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'restorekit.analysis' has no attribute {name!r}")
-    value = getattr(import_module(f"restorekit.analysis.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

@@ -15,8 +15,9 @@ Nothing here reads files or knows of training.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from restorekit.degradations.air import depth_field, haze
@@ -94,14 +95,4 @@ __all__ = [
     "streams",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'restorekit.degradations' has no attribute {name!r}")
-    value = getattr(import_module(f"restorekit.degradations.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)

@@ -13,14 +13,6 @@ from restorekit_blip2.published import TENSORS, WEIGHTS
 transformers = pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config():
     text = transformers.OPTConfig(
         vocab_size=64,

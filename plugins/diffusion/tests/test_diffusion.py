@@ -21,14 +21,6 @@ needs_tae = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "prompts-cache"))

@@ -6,8 +6,9 @@ that the others run. Nothing here ranks.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from restorekit.analysis.protocols.distribution import Distribution, distribution_map, distributions
@@ -52,14 +53,4 @@ __all__ = [
     "strip",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'restorekit.analysis.protocols' has no attribute {name!r}")
-    value = getattr(import_module(f"restorekit.analysis.protocols.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = on_first_use(__name__, _HOMES)
