@@ -43,7 +43,8 @@ class SparseTensor(nn.Module):
     @property
     def values(self) -> nn.Parameter:
         """(U, M), or (length,) of a vector."""
-        return self.vec if self.is_vector else self.val
+        # Looked up as a module's attributes, hundreds of these took longer than the numbers themselves.
+        return cast(nn.Parameter, self._parameters["vec" if self.is_vector else "val"])
 
     def elements(self, name: str, units: Mapping[str, FilterTensor]) -> Tensor:
         """Return where the values lie in the flattened tensor: (U * M,), int64.

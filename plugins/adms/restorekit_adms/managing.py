@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
@@ -36,7 +36,7 @@ class Managed(Backbone):
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
         self._mixer: Mixer | None = None
-        self._mixer_names: tuple[str, ...] = ()
+        self._own: tuple[tuple[str, nn.Module | None], ...] = ()
         # Weights that the user set instead of the router's, and factors on whatever weights there are.
         self._fixed: dict[str, float] | None = None
         self._scales: dict[str, float] = {}
@@ -52,10 +52,10 @@ class Managed(Backbone):
         Raises:
             WeightsError: they do not fit the backbone.
         """
-        names = self.adapter.names
-        if self._mixer is None or self._mixer_names != names or not self._mixer.is_current:
-            deltas = {name: self.adapter.delta(name) for name in names}
-            self._mixer, self._mixer_names = Mixer(self.backbone, deltas), names
+        own = tuple(self.adapter.deltas._modules.items())
+        if self._mixer is None or self._own != own or not self._mixer.is_current:
+            deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
+            self._mixer, self._own = Mixer(self.backbone, deltas), own
         return self._mixer
 
     # Coming and going.

@@ -109,6 +109,8 @@ class Mixer:
         self._copy: _Copy | None = None
         # What each degradation adds at all places (D, N), and what tells that it still does.
         self._dense: tuple[list[tuple[int, int]], Tensor] | None = None
+        # Of which weights (D,) the mixture in the copy is.
+        self._written: Tensor | None = None
 
     def values(self, weights: Tensor) -> tuple[Tensor, ...]:
         """Return what is added at the places of each tensor, for weights (D,)."""
@@ -149,16 +151,19 @@ class Mixer:
         """Lend the network tensors with the mixture in them for a while; its own are never written to.
 
         They are a copy of those that are added to, made once: only the numbers that change are written, in
-        one go.
+        one go, and not again for the next tile of an image.
         """
         if self._copy is None or not self._copy.is_of(self.places):
-            self._copy = _Copy(self.places)
+            self._copy, self._written = _Copy(self.places), None
         stamps = [_stamp(leaf.values) for leaves in self._sources for leaf in leaves]
         if self._dense is None or self._dense[0] != stamps:
             with torch.inference_mode(False), torch.no_grad():
                 units = torch.eye(len(self._sources), device=weights.device)
                 self._dense = stamps, torch.stack([self.mixture(unit) for unit in units])
-        self._copy.write(weights.to(self._dense[1].dtype) @ self._dense[1])
+            self._written = None
+        if not _equal(self._written, weights):
+            self._copy.write(weights.to(self._dense[1].dtype) @ self._dense[1])
+            self._written = weights.clone()
         try:
             self._copy.lend(self.places)
             yield
@@ -204,7 +209,7 @@ class Mixer:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of the network makes its own copy of the tensors, when it runs.
-        return {**self.__dict__, "_copy": None, "_dense": None}
+        return {**self.__dict__, "_copy": None, "_dense": None, "_written": None}
 
 
 class _Copy:
@@ -240,7 +245,7 @@ class _Copy:
     @torch.no_grad()
     def write(self, mixture: Tensor) -> None:
         """Put a mixture (N,) into the copy."""
-        self._line.scatter_(0, self._elements, self._saved + mixture.to(self._saved.dtype))
+        self._line.scatter_(0, self._elements, mixture.to(self._saved.dtype).add_(self._saved))
 
     def lend(self, places: Sequence[_Place]) -> None:
         """Let the network use the copy."""
@@ -251,6 +256,11 @@ class _Copy:
 def _stamp(tensor: Tensor) -> tuple[int, int]:
     """Return what tells that a tensor was written to: its place, and torch's count where it keeps one."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+
+def _equal(one: Tensor | None, other: Tensor) -> bool:
+    # On the meta device there are no values to compare.
+    return one is not None and one.dtype == other.dtype and not one.is_meta and torch.equal(one, other)
 
 
 def _order(tensor: Tensor) -> tuple[int, ...]:

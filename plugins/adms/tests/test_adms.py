@@ -123,6 +123,27 @@ def test_base_is_bit_for_bit_the_same_after_every_run(network):
     assert same(bits(network), before)
 
 
+def test_filters_that_change_or_take_the_place_of_others_act_at_the_next_run():
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    x = images(network)
+    adaptive.set_adapter("rain")
+    rain = adaptive(x)
+    assert torch.equal(adaptive(x), rain)
+    for parameter in adapter.delta("rain").parameters():
+        parameter.mul_(2)
+    doubled = adaptive(x)
+    assert not torch.equal(doubled, rain)
+    other = copy.deepcopy(adapter.delta("blur"))
+    adapter.drop("blur")
+    adapter.drop("rain")
+    adapter.put("rain", other)
+    adapter.put("blur", copy.deepcopy(other))
+    replaced = adaptive(x)
+    adaptive.set_adapter("blur")
+    assert torch.equal(adaptive(x), replaced) and not torch.equal(replaced, doubled)
+
+
 def test_merge_then_unmerge_is_bit_for_bit(network):
     before = bits(network)
     _, adaptive = adapter_of(network)
@@ -445,7 +466,7 @@ def test_merge_that_is_not_finite_is_refused():
 
 def test_classifier_has_the_parameters_of_the_budget():
     with torch.device("meta"):
-        assert sum(p.numel() for p in Classifier(3).parameters()) == 278_595
+        assert sum(p.numel() for p in Classifier(3).parameters()) == 284_931
 
 
 @pytest.mark.parametrize("widths", [(48, 64, 96, 96, 128), (8, 12, 16)])
