@@ -256,6 +256,10 @@ def check_weights(item: Pretrained) -> None:
             network: nn.Module = registry[item.component].load()(**item.params)
         except (TypeError, ValueError) as error:
             raise ContractError(f"{name}: {item.component} refuses the declared params: {error}") from error
+    checkpoint = Checkpoint(item.name, item.path, item)
+    if isinstance(network, Adapter) and checkpoint.is_here:
+        # How many filters there are, the file says.
+        network.make_room(read_tensors(checkpoint.file))
     count = sum(parameter.numel() for parameter in network.parameters())
     _require(
         item.parameters in (None, count), f"{name} declare {item.parameters} parameters, there are {count}"
@@ -265,7 +269,6 @@ def check_weights(item: Pretrained) -> None:
         # Operators allocate a little more or less from one release of torch to the next.
         near = found is not None and abs(found - item.memory_per_pixel) <= 0.05 * item.memory_per_pixel
         _require(near, f"{name} declare {item.memory_per_pixel} bytes a pixel, {found} were measured")
-    checkpoint = Checkpoint(item.name, item.path, item)
     if checkpoint.is_here:
         _ = checkpoint.sha256
         check_fit(network, read_tensors(checkpoint.file), checkpoint.file)
