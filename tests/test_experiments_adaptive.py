@@ -1,6 +1,7 @@
 """An adaptive model from one file, made small: all stages, all rows of the table, once."""
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -111,6 +112,59 @@ def test_a_second_run_makes_nothing_again(made, done, run):
     code, out, _ = run("adapt", file, "-o", folder)
     assert code == 0 and "ADMS, classifier" in out and str(done["adapter"]) in out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_results_of_other_settings_or_weights_are_refused_with_all_that_came_of_them(
+    made, done, run, tmp_path
+):
+    folder, file, _ = made
+    again = tmp_path / "runs"
+    shutil.copytree(folder, again)
+    for path in again.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(folder), str(again)))
+    code, _, err = run("adapt", file, "-o", again, "--set", "discovery.steps=4")
+    assert code == 2 and "'steps': 8" in err and str(again / "noise-filters") in err
+    for name in ("unified", "larger"):
+        shutil.rmtree(again / name)
+    stages = "unified={stages: [{steps: 2, patch: 16, batch: 3}]}"
+    code, _, err = run("adapt", file, "-o", again, "--set", stages)
+    assert code == 2 and "another ../unified/weights.safetensors" in err
+    stale = err.partition("remove ")[2]
+    assert all(str(again / name) in stale for name in ("blur-specialist", "scores", "classifier", "reports"))
+    assert str(again / "blur-independent") not in stale and str(again / "unified") not in stale
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"adapter.params.ratio": 3}, "not in"),
+        ({"adapter.params.rato": 0.1}, "rato"),
+        ({"degradations.train": "gaussian"}, "train"),
+    ],
+)
+def test_what_the_adapter_refuses_is_refused_before_anything_is_trained(
+    made, run, tmp_path, changes, message
+):
+    settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
+    code, _, err = run("adapt", made[1], "-o", tmp_path / "runs", *settings)
+    assert code == 2 and message in err and not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        {"name": "nafnet", "params": {**SMALL, "channels": 1}},
+        {"name": "srresnet", "params": {"width": 4, "blocks": 1, "scale": 2}},
+    ],
+    ids=["gray", "enlarging"],
+)
+def test_gray_and_enlarging_backbones_become_adaptive(made, run, tmp_path, backbone):
+    document = yaml.safe_load(made[1].read_text()) | {"backbone": backbone, "clean": 0}
+    del document["comparison"]
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump(document))
+    code, out, err = run("adapt", file, "-o", tmp_path / "runs")
+    assert code == 0 and (tmp_path / "runs" / "classifier" / "weights.safetensors").exists(), out + err
 
 
 def test_the_model_judges_images_in_a_pipeline(made, done):

@@ -6,7 +6,7 @@ of the file that is read here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,11 +19,13 @@ from restorekit.config import PipelineSpec
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training
+from restorekit.experiments.notes import named_files
 from restorekit.experiments.spec import AdaptiveSpec, DiscoverySpec, Row
 from restorekit.experiments.table import Line, markdown, read_reports
+from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source
-from restorekit.training.spec import StageSpec, TrainSpec
+from restorekit.training.spec import AugmentSpec, StageSpec, TrainSpec
 
 # Added to the seed, so that the windows of discovery are those of no step of training.
 _DISCOVERY = 1_000_003
@@ -75,6 +77,32 @@ class Discovery(Job):
         """The scores."""
         return self.file
 
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """What is found how, in which windows."""
+        return {
+            "method": self.method,
+            "seed": self.base.seed,
+            "discovery": self.settings.model_dump(mode="json"),
+            "degradation": self.degradation.model_dump(mode="json"),
+            "scales": list(self.base.data.scales),
+            "hold_out": self.base.data.hold_out,
+        }
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Weights of both networks."""
+        return named_files([spec.backbone.model_dump(mode="json") for spec in (self.base, self.target)])
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether some windows are attributed."""
+        return self._unfinished.exists() or self.file.exists()
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.file.with_suffix(".unfinished.safetensors")
+
     def check(self) -> None:
         """Nothing can be wrong here that its trainings do not find."""
 
@@ -83,9 +111,9 @@ class Discovery(Job):
         base, target = (_backbone(spec) for spec in (self.base, self.target))
         source = load_source(self.base.data, base.scale)
         window = StageSpec(steps=1, patch=self.settings.patch, batch=self.settings.images)
-        batch = Batches(source, self.degradation, self.base.seed + _DISCOVERY).batch(0, window)
+        seed, augment = self.base.seed + _DISCOVERY, AugmentSpec()
+        batch = Batches(source, self.degradation, seed, augment, base.channels, base.scale).batch(0, window)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_suffix(".unfinished.safetensors")
         rank(
             self.method,
             base,
@@ -94,10 +122,11 @@ class Discovery(Job):
             label=self.label,
             rule=self.settings.rule,
             steps=self.settings.steps,
-            checkpoint=unfinished,
+            device=resolve_device(self.device),
+            checkpoint=self._unfinished,
             progress=report,
         ).save(self.file)
-        unfinished.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
 
 
 def _backbone(spec: TrainSpec) -> Backbone:
@@ -177,11 +206,13 @@ class Experiment:
     def classifier(self) -> Training:
         """What tells degradations and clean images apart; its file holds the filters too."""
         parts = [str(self.deltas[name].result) for name in self.names]
+        told = {"none": CLEAN if self.spec.clean else "", "train": "classifier"}
         return self._training(
             "classifier",
             "classifier",
+            self._fresh(degradations=list(self.names), **told),
             backbone=self._unified_ref(),
-            adapter=self._adapter(parts=parts, none=CLEAN if self.spec.clean else "", train="classifier"),
+            adapter=self._adapter(parts=parts, **told),
             degradation=self._all,
             loss="kind",
             balanced=True,
@@ -205,19 +236,31 @@ class Experiment:
         own = self.spec.adapter
         return {"name": own.name, "params": {**own.params, **params}}
 
-    def _training(self, stage: str, name: str, **filled: Any) -> Training:
+    def _training(
+        self, stage: str, name: str, sketch: Mapping[str, Any] | None = None, **filled: Any
+    ) -> Training:
+        """Return a run; with ``sketch``, keys over its own, it is sketched before anything is run."""
         filled = {"backbone": self.spec.backbone.model_dump(), **filled}
+        tried = self.spec.run(stage, **{**filled, **sketch}) if sketch else None
         spec = self.spec.run(stage, **filled)
-        return Training(name, spec, self.folder / name, self.device)
+        return Training(name, spec, self.folder / name, self.device, sketch=tried)
 
-    def _from_unified(self, stage: str, name: str, degradation: str, **filled: Any) -> Training:
-        recipe = self._recipe(degradation)
-        return self._training(stage, name, backbone=self._unified_ref(), degradation=recipe, **filled)
+    def _fresh(self, **params: Any) -> dict[str, Any]:
+        """Return what a run with an adapter is sketched with: no weights, filters by chance."""
+        adapter = self._adapter(mask="random", **params)
+        return {"backbone": self.spec.backbone.model_dump() | {"weights": None}, "adapter": adapter}
+
+    def _from_unified(
+        self, stage: str, name: str, degradation: str, sketch: Mapping[str, Any] | None = None, **filled: Any
+    ) -> Training:
+        filled |= {"backbone": self._unified_ref(), "degradation": self._recipe(degradation)}
+        return self._training(stage, name, sketch, **filled)
 
     def _delta(self, degradation: str, name: str, method: Method = "faig", **params: Any) -> Training:
         scores = {degradation: str(self._scores(degradation, method))}
         adapter = self._adapter(degradations=[degradation], scores=scores, **params)
-        return self._from_unified("deltas", name, degradation, adapter=adapter)
+        sketch = self._fresh(degradations=[degradation])
+        return self._from_unified("deltas", name, degradation, sketch, adapter=adapter)
 
     # What filters are found.
 
@@ -302,7 +345,9 @@ class Experiment:
     def _columns(self, row: Row) -> tuple[str, ...]:
         """A network of one degradation says nothing of clean images."""
         one_each = row in ("independent", "specialists", "random", "delta", "copied")
-        return self.names if one_each else (*self.names, CLEAN)
+        # Nobody can be told that an image is clean who knows no such kind.
+        untold = row == "oracle" and not self.spec.clean
+        return self.names if one_each or untold else (*self.names, CLEAN)
 
     def _report(self, row: Row, column: str) -> Path:
         return self.folder / "reports" / f"{row}-{column}.json"

@@ -20,9 +20,10 @@ from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate
+from restorekit.experiments.notes import Note, named_files
 from restorekit.files import ensure_writable, replacing
 from restorekit.pipeline import Pipeline
-from restorekit.training.build import build_networks, find_parts
+from restorekit.training.build import build_networks, find_parts, sketch
 from restorekit.training.export import export
 from restorekit.training.folder import RunFolder, differences, read_run
 from restorekit.training.loop import prepare
@@ -58,6 +59,37 @@ class Job(ABC):
     def run(self, report: Report) -> None:
         """Make the result; go on where a killed run was."""
 
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """Settings that the result hangs on, where no file of its own states them."""
+        return {}
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Files that the result hangs on, once the jobs before it are done."""
+        return ()
+
+    @property
+    def place(self) -> Path:
+        """What to remove to have it made again."""
+        return self.result
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is something to go on from, or the result."""
+        return self.result.exists()
+
+    @property
+    def note(self) -> Note:
+        """What the result would be made of now."""
+        return Note.of(self.result, self.asked, self.reads)
+
+    @property
+    def difference(self) -> str:
+        """What was not so when the result was made, in words; empty where it still holds."""
+        then = Note.beside(self.result) if self.is_begun else None
+        return self.note.difference(then) if then else ""
+
 
 def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
     """Check every job, then make those that are not made, in order.
@@ -67,18 +99,41 @@ def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
         begin: called before a job runs; returns what its progress is reported to.
 
     Raises:
+        TrainingError: a result that is there was made of other weights or settings; so are named all those
+            that were made of it.
         RestoreKitError: a job cannot be done; those before it are kept.
     """
     for job in jobs:
         job.check()
-    for job in jobs:
+    for index, job in enumerate(jobs):
+        _refuse_stale(jobs[index:])
         if job.result.exists():
             continue
         ensure_writable(job.result.parent)
         # Two processes may share the work of one experiment, and what both need is made by one of them.
         with FileLock(job.result.with_name(f".{job.result.name}.lock")):
             if not job.result.exists():
+                if not job.is_begun:
+                    job.note.write(job.result)
                 job.run(begin(job))
+
+
+def _refuse_stale(jobs: Sequence[Job]) -> None:
+    """Refuse the first job's result where it was made of something else, and what was made of that result."""
+    first, *later = jobs
+    difference = first.difference
+    if not difference:
+        return
+    stale = [first]
+    for job in (job for job in later if job.is_begun):
+        made = {each.result.resolve() for each in stale}
+        if job.difference or made & {file.resolve() for file in job.reads}:
+            stale.append(job)
+    places = " ".join(dict.fromkeys(str(job.place) for job in stale))
+    raise TrainingError(
+        f"{first.place} was made with {difference}",
+        f"name another folder with -o, or have it made again: remove {places}",
+    )
 
 
 @dataclass(frozen=True)
@@ -92,6 +147,7 @@ class Training(Job):
         device: where it runs.
         trial: a config whose networks are built when this is checked, the weights of their priors read; of a
             run whose own config names weights that are not there yet.
+        sketch: likewise, of which an adapter is put on a backbone, both without values.
     """
 
     name: str
@@ -99,11 +155,27 @@ class Training(Job):
     folder: Path
     device: str = "auto"
     trial: TrainSpec | None = None
+    sketch: TrainSpec | None = None
 
     @property
     def result(self) -> Path:
         """Weights of the run."""
         return RunFolder(self.folder).weights
+
+    @property
+    def place(self) -> Path:
+        """The folder of the run."""
+        return self.folder
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has a checkpoint."""
+        return RunFolder(self.folder).in_use or self.result.exists()
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Weights and scores that the config names."""
+        return named_files(self.spec.model_dump(mode="json"))
 
     def check(self) -> None:
         """Look the components up, and compare a begun run with this config."""
@@ -114,8 +186,12 @@ class Training(Job):
                     f"{self.folder} was trained with {key} {theirs}, the experiment says {ours}",
                     "name another folder with -o, or remove that one",
                 )
-        if self.trial and not self.result.exists():
+        if self.result.exists():
+            return
+        if self.trial:
             build_networks(self.trial)
+        if self.sketch:
+            sketch(self.sketch)
 
     def run(self, report: Report) -> None:
         """Train to the last step."""
@@ -143,6 +219,21 @@ class Later(Job):
     def result(self) -> Path:
         """Weights of the run."""
         return RunFolder(self.folder).weights
+
+    @property
+    def place(self) -> Path:
+        """The folder of the run."""
+        return self.folder
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has a checkpoint."""
+        return RunFolder(self.folder).in_use or self.result.exists()
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """What the run reads, and what its config hangs on."""
+        return (self.found, *self.training().reads) if self.found.exists() else ()
 
     def check(self) -> None:
         """Check the run where its config is known."""
@@ -172,6 +263,16 @@ class Initial(Job):
     def result(self) -> Path:
         """The weights."""
         return self.file
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The config."""
+        return self.spec.model_dump(mode="json", include={"backbone", "adapter", "refiner", "prior"})
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Weights and scores that the config names."""
+        return named_files(self.asked)
 
     def check(self) -> None:
         """Look the components up."""
@@ -221,6 +322,11 @@ class Measurement(Job):
     def result(self) -> Path:
         """The report."""
         return self.file
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Weights that the pipeline names."""
+        return named_files(self.pipeline().model_dump(mode="json"))
 
     def check(self) -> None:
         """Look for the images and the protocol, and compare a report that is there with what is asked."""

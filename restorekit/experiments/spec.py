@@ -45,7 +45,9 @@ class ComparisonSpec(Spec):
     degradations: Mapping[str, RecipeSpec] = Field(
         default={}, description="of test images, where they differ from those of training"
     )
-    rows: tuple[Row, ...] = ("independent", "unified", "adaptive", "oracle", "random")
+    rows: tuple[Row, ...] = Field(
+        default=("independent", "unified", "adaptive", "oracle", "random"), min_length=1
+    )
     larger: Mapping[str, Any] = Field(
         default={}, description="params that make the backbone as large as the whole adaptive model"
     )

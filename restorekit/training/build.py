@@ -60,7 +60,7 @@ def build_networks(spec: TrainSpec) -> Networks:
         UnknownComponentError: a component is not installed.
     """
     parts = find_parts(spec)
-    _check_arguments(parts)
+    _sketched(parts)
     parts = {key: _with_file(part) for key, part in parts.items()}
     torch.manual_seed(spec.seed)
     trained = spec.trained_parts
@@ -103,8 +103,21 @@ def find_parts(spec: TrainSpec) -> dict[str, Part]:
     }
 
 
-def _check_arguments(parts: Mapping[str, Part]) -> None:
-    """Build everything on the meta device: no memory, no values."""
+def sketch(spec: TrainSpec) -> None:
+    """Build what a config names without values, and put an adapter on its backbone: it takes no memory.
+
+    Raises:
+        ConfigError: an argument is unknown or refused.
+        RestoreKitError: the adapter does not fit the backbone.
+        UnknownComponentError: a component is not installed.
+    """
+    modules = _sketched(find_parts(spec))
+    if {"adapter", "backbone"} <= modules.keys():
+        cast(Adapter, modules["adapter"]).attach(cast(Backbone, modules["backbone"]))
+
+
+def _sketched(parts: Mapping[str, Part]) -> dict[str, nn.Module]:
+    """Build components on the meta device: no memory, no values."""
     modules: dict[str, nn.Module] = {}
     with torch.device("meta"):
         for key in (key for key in _ORDER if key in parts):
@@ -112,6 +125,7 @@ def _check_arguments(parts: Mapping[str, Part]) -> None:
             # A bridge takes its arguments with the tensors of a file, which is not opened yet.
             if not (isinstance(kind, type) and issubclass(kind, DetectedBackbone)):
                 modules[key] = construct(_fitting(parts[key], modules))
+    return modules
 
 
 def _with_file(part: Part) -> Part:
