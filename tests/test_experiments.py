@@ -1,6 +1,7 @@
 """Jobs that are made once, tables of their reports, and the config of an adaptive model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,9 @@ def test_jobs_run_in_order_and_only_once(photographs, tmp_path):
     assert report["parameters"] == 84 and report["images"] == 4
     assert report["degraded"]["psnr"] == pytest.approx(28.1, abs=0.2)
     assert list(report["weights_sha256"]) == [str(training.result)]
+    fewer = replace(measurement, limit=2)
+    with pytest.raises(TrainingError, match="was measured on other images"):
+        run_all([training, fewer], begin)
 
 
 def test_a_killed_training_goes_on(photographs, tmp_path):

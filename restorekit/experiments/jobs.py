@@ -16,10 +16,11 @@ from restorekit import datasets
 from restorekit.api import restore
 from restorekit.config import PipelineSpec
 from restorekit.contracts import Refiner
+from restorekit.datasets import Sample
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
-from restorekit.evaluation.run import by_recipe, evaluate
+from restorekit.evaluation.run import by_recipe, evaluate, fingerprint
 from restorekit.experiments.notes import Note, named_files
 from restorekit.files import ensure_writable, replacing
 from restorekit.pipeline import Pipeline
@@ -332,9 +333,16 @@ class Measurement(Job):
         """Look for the images and the protocol, and compare a report that is there with what is asked."""
         if find_protocol(self.protocol).ignores_pairs and self.degradation:
             raise ConfigError(self.name, f"protocol {self.protocol} degrades by itself", "leave one out")
-        if not datasets.find(self.data).samples:
+        if not self._samples:
             raise ConfigError(self.name, f"{self.data} holds no images", "give a folder with images")
-        stated = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+        if not self.file.exists():
+            return
+        stated = json.loads(self.file.read_text(encoding="utf-8"))
+        if stated["dataset_sha256"] != fingerprint(self._samples):
+            raise TrainingError(
+                f"{self.file} was measured on other images than those in {self.data}",
+                "name another folder with -o, or remove that file",
+            )
         for key, ours in self._asked.items():
             theirs = stated.get("asked", self._asked).get(key)
             if ours != theirs:
@@ -342,6 +350,11 @@ class Measurement(Job):
                     f"{self.file} was measured with {key} {theirs}, the experiment says {ours}",
                     "name another folder with -o, or remove that file",
                 )
+
+    @property
+    def _samples(self) -> tuple[Sample, ...]:
+        layout = "clean" if self.degradation else None
+        return tuple(datasets.find(self.data, layout).samples[: self.limit])
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -353,8 +366,7 @@ class Measurement(Job):
     def run(self, report: Report) -> None:
         """Restore and score every image."""
         law = find_protocol(self.protocol)
-        layout = "clean" if self.degradation else None
-        samples = datasets.find(self.data, layout).samples[: self.limit]
+        samples = self._samples
         chain = Pipeline.build(self.pipeline(), self.device)
         done = iter(range(1, len(samples) + 1))
         measured = evaluate(
