@@ -13,7 +13,9 @@ from torch import nn
 from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
-from restorekit.analysis.walk import sse
+from restorekit.analysis.pairs import Pair
+from restorekit.analysis.rules import points
+from restorekit.analysis.walk import Walk, sse
 from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
 from restorekit.memory import _LiveBytes
@@ -244,6 +246,26 @@ def test_running_statistics_move_too_and_are_accounted_for():
         loss_of(base.eval(), images(2)) - loss_of(target.eval(), images(2))
     )
     assert {"layers.1.weight", "layers.0.bias"} <= found.others.keys()
+
+
+class OnceError(Exception):
+    pass
+
+
+def test_an_image_that_failed_leaves_nothing_for_the_next():
+    base, target = both("srcnn")
+    first, second = (Pair(*pair, "x") for pair in images(2, 2, 8))
+    walk = Walk(base, target, FilterTable.of(target))
+    places, fresh, after = points("mid", 3), walk.scores(), walk.scores()
+    parts = walk.score(second, places, sse, fresh)
+
+    def stopped():
+        raise OnceError
+
+    with pytest.raises(OnceError):
+        walk.score(first, places, sse, step=stopped)
+    assert walk.score(second, places, sse, after) == parts
+    assert torch.equal(after, fresh)
 
 
 def test_half_precision_is_widened():

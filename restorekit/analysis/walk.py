@@ -150,6 +150,8 @@ class Walk:
         Raises:
             RestoreKitError: a gradient is not finite, or the loss depends on nothing that moves.
         """
+        # What a score that failed on its way has left would be added to this one.
+        self._forget()
         pair = Pair(pair.degraded.to(self._like), pair.clean.to(self._like), pair.name)
         with steady(self.device):
             target_loss, base_loss = (self._loss(pair, criterion, place) for place in (0.0, 1.0))
@@ -172,8 +174,7 @@ class Walk:
     def _gathered(self, pair: Pair, change: float, buffers: float, into: Tensor | None) -> Parts:
         """Turn the summed gradients into scores, and drop them."""
         gradients = {name: value.grad for name, value in self.moved.items() if value.grad is not None}
-        for parameter in self.moved.values():
-            parameter.grad = None
+        self._forget()
         scored = {tensor.name: tensor for tensor in self.table}
         others: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -199,6 +200,10 @@ class Walk:
             filters=sum(part for name, part in parts.items() if name in scored),
             others={name: float(value) for name, value in others.items()},
         )
+
+    def _forget(self) -> None:
+        for parameter in self.moved.values():
+            parameter.grad = None
 
     def _parts(self, name: str, gradient: Tensor) -> Tensor:
         return (self._base[name] - self._target[name]).mul_(gradient)
