@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
 from restorekit.analysis.pairs import Pair
-from restorekit.analysis.rules import points
+from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
 from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
@@ -248,8 +249,26 @@ def test_running_statistics_move_too_and_are_accounted_for():
     assert {"layers.1.weight", "layers.0.bias"} <= found.others.keys()
 
 
-class OnceError(Exception):
-    pass
+@pytest.mark.parametrize("rule", ["mid", "left", "gauss"])
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_running_statistics_alone_account_for_all_by_any_rule(rule, steps):
+    base = Layers(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)).double()
+    target = copy.deepcopy(base)
+    # So much smaller than the baseline's that a step beyond the target would make it negative.
+    target.layers[0].running_var *= 0.01
+    target.layers[0].running_mean += 0.3
+    parts = attribute(base, target, images(1), label="x", rule=rule, steps=steps).completeness
+    assert parts.change and parts.attributed == pytest.approx(parts.change, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["mid", "left", "gauss"])
+def test_the_parts_of_a_path_join_and_hold_their_places(rule):
+    places = points(rule, 7)
+    parts = spans(places)
+    assert parts[0][0] == 0 and parts[-1][1] == 1
+    assert all(one[1] == other[0] for one, other in pairwise(parts))
+    for (place, weight), (first, last) in zip(places, parts, strict=True):
+        assert first - 1e-12 <= place <= last and last - first == pytest.approx(weight)
 
 
 def test_an_image_that_failed_leaves_nothing_for_the_next():
@@ -260,9 +279,9 @@ def test_an_image_that_failed_leaves_nothing_for_the_next():
     parts = walk.score(second, places, sse, fresh)
 
     def stopped():
-        raise OnceError
+        raise StoppedError
 
-    with pytest.raises(OnceError):
+    with pytest.raises(StoppedError):
         walk.score(first, places, sse, step=stopped)
     assert walk.score(second, places, sse, after) == parts
     assert torch.equal(after, fresh)
@@ -390,6 +409,23 @@ def test_a_gradient_that_is_no_number_names_image_and_weight_and_keeps_what_was_
         attribute(base, moved(base, 1.0), [*pairs, bad], label="x", steps=2, checkpoint=file)
     kept = attribute(base, moved(base, 1.0), pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
     assert kept.images == 2
+
+
+@pytest.mark.parametrize("steps", ["auto", 2])
+def test_a_loss_that_is_no_number_names_the_image_and_keeps_what_was_done(tmp_path, steps):
+    base, target = both("srcnn")
+    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
+
+    def own(restored, clean):
+        # No gradient tells of the last image: it is that of a constant.
+        return sse(restored, clean) + (torch.inf if torch.equal(clean, pairs[2][1]) else 0)
+
+    with pytest.raises(RestoreKitError, match="image 3: the loss is inf at 0 of the way from target to base"):
+        attribute(base, target, pairs, label="x", steps=steps, loss=own, checkpoint=file)
+    kept = attribute(base, target, pairs[:2], label="x", steps=steps, loss=own, checkpoint=file)
+    assert kept.images == 2
+    with pytest.raises(RestoreKitError, match="image 1: the loss is inf"):
+        attribute(base, target, pairs[2:], label="x", steps=steps, loss=own)
 
 
 def test_pairs_that_do_not_fit_are_named():
