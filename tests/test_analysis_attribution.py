@@ -360,18 +360,56 @@ def test_an_interrupted_attribution_goes_on_and_ends_the_same(tmp_path):
     file = tmp_path / "state.safetensors"
     whole = attribute(base.float(), target.float(), pairs, label="x")
     seen = []
-    # In the middle of the third image, and, gone on with, in the middle of the fourth.
-    for image in (2, 3):
+    assert whole.steps == 8
+    # In the middle of the third image, after the search on two, and, gone on with, in that of the fourth.
+    for gradients in (4 * whole.steps + 2, 3 * whole.steps + 2):
         with pytest.raises(StoppedError):
-            attribute(
-                base, target, pairs, label="x", checkpoint=file, progress=cut_off(image * whole.steps + 2)
-            )
+            attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(gradients))
     done = attribute(base, target, pairs, label="x", checkpoint=file, progress=lambda *at: seen.append(at))
     assert seen[0] == (3 * whole.steps + 1, 4 * whole.steps) and seen[-1] == (4 * whole.steps,) * 2
     assert torch.equal(whole.values, done.values) and whole.details == done.details
     again = attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(1))
     assert torch.equal(whole.values, again.values)
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_the_search_for_steps_tells_how_far_it_is():
+    base, target = both("nafnet")
+    pairs, seen = images(3, side=8), []
+    made = attribute(base, target, pairs, label="x", tolerance=2e-4, progress=lambda *told: seen.append(told))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    # On two images with 8 steps, 16 and so on, and then with the last of them on all three.
+    searched = 2 * (2 * made.steps - 8)
+    assert made.steps > 8 and seen[0] == (1, 2 * 8 + 3 * 8) and seen[16] == (17, 2 * (8 + 16) + 3 * 16)
+    assert seen[-1] == (searched + 3 * made.steps,) * 2
+    attribute(base, target, iter(pairs), label="x", tolerance=0.5, progress=lambda *told: seen.append(told))
+    assert seen[-1] == (2 * 8 + 3 * 8, 0)
+
+
+@pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])
+def test_fewer_images_than_the_checkpoint_has_are_refused(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
+    rank(method, base, target, pairs, label="x", steps=2, checkpoint=file)
+    with pytest.raises(ImageError, match="the checkpoint has 3 images, and 2 are given"):
+        rank(method, base, target, pairs[:2], label="x", steps=2, checkpoint=file)
+
+
+@pytest.mark.parametrize("method", ["ig", "gradxdelta"])
+def test_other_methods_go_on_too_and_end_the_same(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file, seen = images(3, 2, 8), tmp_path / "state.safetensors", []
+    whole = rank(method, base, target, pairs, label="x", steps=2)
+    each = whole.details["steps"]
+    with pytest.raises(StoppedError):
+        rank(method, base, target, pairs, label="x", steps=2, checkpoint=file, progress=cut_off(2 * each + 1))
+    words = {"label": "x", "steps": 2, "checkpoint": file}
+    done = rank(method, base, target, pairs, **words, progress=lambda *at: seen.append(at))
+    assert seen == [(2 * each + step, 3 * each) for step in range(1, each + 1)]
+    assert torch.equal(whole.values, done.values) and whole.details == done.details
+    if method == "ig":
+        with pytest.raises(WeightsError, match="begun with another method: ig, now faig"):
+            attribute(base, target, pairs, **words)
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):
@@ -523,3 +561,18 @@ def test_gradients_along_the_image_run_from_the_reduced_clean_image_to_the_degra
         summed = summed + torch.autograd.grad(output, weight)[0] / 5
     expected = summed.flatten(2).abs().sum(2).flatten()
     torch.testing.assert_close(ours.table.split(ours.values)[name], expected)
+
+
+class Merging(Layers):
+    """Makes one image of two views."""
+
+    channels, out_channels = 6, 3
+
+
+def test_an_image_that_is_none_of_its_inputs_has_no_line_to_it():
+    base = Merging(nn.Conv2d(6, 3, 3, padding=1)).double()
+    pairs = [(torch.cat([degraded, degraded], 1), clean) for degraded, clean in images(1)]
+    with pytest.raises(RestoreKitError, match="Merging takes 6 channels and gives 3") as refused:
+        rank("ig", base, moved(base), pairs, label="x", steps=2)
+    assert "use faig" in str(refused.value.hint)
+    assert rank("faig", base, moved(base), pairs, label="x", steps=2).values.any()
