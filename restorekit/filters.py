@@ -37,6 +37,8 @@ FORMAT = "restorekit.filter-scores/1"
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# What the hooks torch.nn.utils.weight_norm, and spectral_norm and prune, make a layer's weight from.
+_HOOKED = ("weight_v", "weight_orig")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class FilterTable:
                 without a layer around them.
 
         Raises:
-            RestoreKitError: nothing is left, or a pattern is no regular expression.
+            RestoreKitError: nothing is left, a pattern is no regular expression, or a weight is computed by a
+                hook of torch.nn.utils.
         """
         wanted = {"include": include, "exclude": exclude, "raw": raw}
         try:
@@ -120,6 +123,12 @@ class FilterTable:
         for name, weight, groups in _weights(module, patterns["raw"] if raw else None):
             if not patterns["include"].search(name) or (exclude and patterns["exclude"].search(name)):
                 continue
+            if name.rpartition(".")[2] in _HOOKED:
+                # Such a network cannot be copied either, once it has run.
+                raise RestoreKitError(
+                    f"{name} is no weight of a layer, which is computed from it by a hook of torch.nn.utils",
+                    "use torch.nn.utils.parametrizations, whose weight_norm reads the same files",
+                )
             count, size = _split(weight.shape, unit, groups)
             tensors.append(FilterTensor(name, tuple(weight.shape), count, size, offset, groups))
             offset += count
@@ -201,6 +210,9 @@ def _weights(module: nn.Module, raw: re.Pattern[str] | None) -> Iterator[tuple[s
                 hidden = cast(nn.ModuleDict, layer.parametrizations)["weight"]
                 same = (own for own, value in hidden.named_parameters() if value.shape == layer.weight.shape)
                 name = f"{prefix}.parametrizations.weight.{next(same)}".lstrip(".")
+            for own, _ in layer.named_parameters(recurse=False):
+                if own in _HOOKED:
+                    name = f"{prefix}.{own}".lstrip(".")
             kinds[name] = layer.groups if isinstance(layer, _TRANSPOSED) else 0
     # A shared parameter comes once, under its first name.
     for name, parameter in module.named_parameters():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch import nn
 from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
-from restorekit.analysis.walk import sse
+from restorekit.analysis.pairs import Pair
+from restorekit.analysis.rules import points, spans
+from restorekit.analysis.walk import Walk, sse
 from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
 from restorekit.memory import _LiveBytes
@@ -246,6 +249,44 @@ def test_running_statistics_move_too_and_are_accounted_for():
     assert {"layers.1.weight", "layers.0.bias"} <= found.others.keys()
 
 
+@pytest.mark.parametrize("rule", ["mid", "left", "gauss"])
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_running_statistics_alone_account_for_all_by_any_rule(rule, steps):
+    base = Layers(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)).double()
+    target = copy.deepcopy(base)
+    # So much smaller than the baseline's that a step beyond the target would make it negative.
+    target.layers[0].running_var *= 0.01
+    target.layers[0].running_mean += 0.3
+    parts = attribute(base, target, images(1), label="x", rule=rule, steps=steps).completeness
+    assert parts.change and parts.attributed == pytest.approx(parts.change, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["mid", "left", "gauss"])
+def test_the_parts_of_a_path_join_and_hold_their_places(rule):
+    places = points(rule, 7)
+    parts = spans(places)
+    assert parts[0][0] == 0 and parts[-1][1] == 1
+    assert all(one[1] == other[0] for one, other in pairwise(parts))
+    for (place, weight), (first, last) in zip(places, parts, strict=True):
+        assert first - 1e-12 <= place <= last and last - first == pytest.approx(weight)
+
+
+def test_an_image_that_failed_leaves_nothing_for_the_next():
+    base, target = both("srcnn")
+    first, second = (Pair(*pair, "x") for pair in images(2, 2, 8))
+    walk = Walk(base, target, FilterTable.of(target))
+    places, fresh, after = points("mid", 3), walk.scores(), walk.scores()
+    parts = walk.score(second, places, sse, fresh)
+
+    def stopped():
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        walk.score(first, places, sse, step=stopped)
+    assert walk.score(second, places, sse, after) == parts
+    assert torch.equal(after, fresh)
+
+
 def test_half_precision_is_widened():
     base, target = both("srcnn")
     pairs = images(1, 2, 8)
@@ -319,18 +360,56 @@ def test_an_interrupted_attribution_goes_on_and_ends_the_same(tmp_path):
     file = tmp_path / "state.safetensors"
     whole = attribute(base.float(), target.float(), pairs, label="x")
     seen = []
-    # In the middle of the third image, and, gone on with, in the middle of the fourth.
-    for image in (2, 3):
+    assert whole.steps == 8
+    # In the middle of the third image, after the search on two, and, gone on with, in that of the fourth.
+    for gradients in (4 * whole.steps + 2, 3 * whole.steps + 2):
         with pytest.raises(StoppedError):
-            attribute(
-                base, target, pairs, label="x", checkpoint=file, progress=cut_off(image * whole.steps + 2)
-            )
+            attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(gradients))
     done = attribute(base, target, pairs, label="x", checkpoint=file, progress=lambda *at: seen.append(at))
     assert seen[0] == (3 * whole.steps + 1, 4 * whole.steps) and seen[-1] == (4 * whole.steps,) * 2
     assert torch.equal(whole.values, done.values) and whole.details == done.details
     again = attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(1))
     assert torch.equal(whole.values, again.values)
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_the_search_for_steps_tells_how_far_it_is():
+    base, target = both("nafnet")
+    pairs, seen = images(3, side=8), []
+    made = attribute(base, target, pairs, label="x", tolerance=2e-4, progress=lambda *told: seen.append(told))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
+    # On two images with 8 steps, 16 and so on, and then with the last of them on all three.
+    searched = 2 * (2 * made.steps - 8)
+    assert made.steps > 8 and seen[0] == (1, 2 * 8 + 3 * 8) and seen[16] == (17, 2 * (8 + 16) + 3 * 16)
+    assert seen[-1] == (searched + 3 * made.steps,) * 2
+    attribute(base, target, iter(pairs), label="x", tolerance=0.5, progress=lambda *told: seen.append(told))
+    assert seen[-1] == (2 * 8 + 3 * 8, 0)
+
+
+@pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])
+def test_fewer_images_than_the_checkpoint_has_are_refused(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
+    rank(method, base, target, pairs, label="x", steps=2, checkpoint=file)
+    with pytest.raises(ImageError, match="the checkpoint has 3 images, and 2 are given"):
+        rank(method, base, target, pairs[:2], label="x", steps=2, checkpoint=file)
+
+
+@pytest.mark.parametrize("method", ["ig", "gradxdelta"])
+def test_other_methods_go_on_too_and_end_the_same(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file, seen = images(3, 2, 8), tmp_path / "state.safetensors", []
+    whole = rank(method, base, target, pairs, label="x", steps=2)
+    each = whole.details["steps"]
+    with pytest.raises(StoppedError):
+        rank(method, base, target, pairs, label="x", steps=2, checkpoint=file, progress=cut_off(2 * each + 1))
+    words = {"label": "x", "steps": 2, "checkpoint": file}
+    done = rank(method, base, target, pairs, **words, progress=lambda *at: seen.append(at))
+    assert seen == [(2 * each + step, 3 * each) for step in range(1, each + 1)]
+    assert torch.equal(whole.values, done.values) and whole.details == done.details
+    if method == "ig":
+        with pytest.raises(WeightsError, match="begun with another method: ig, now faig"):
+            attribute(base, target, pairs, **words)
 
 
 def test_checkpoints_of_something_else_are_refused(tmp_path):
@@ -368,6 +447,23 @@ def test_a_gradient_that_is_no_number_names_image_and_weight_and_keeps_what_was_
         attribute(base, moved(base, 1.0), [*pairs, bad], label="x", steps=2, checkpoint=file)
     kept = attribute(base, moved(base, 1.0), pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
     assert kept.images == 2
+
+
+@pytest.mark.parametrize("steps", ["auto", 2])
+def test_a_loss_that_is_no_number_names_the_image_and_keeps_what_was_done(tmp_path, steps):
+    base, target = both("srcnn")
+    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
+
+    def own(restored, clean):
+        # No gradient tells of the last image: it is that of a constant.
+        return sse(restored, clean) + (torch.inf if torch.equal(clean, pairs[2][1]) else 0)
+
+    with pytest.raises(RestoreKitError, match="image 3: the loss is inf at 0 of the way from target to base"):
+        attribute(base, target, pairs, label="x", steps=steps, loss=own, checkpoint=file)
+    kept = attribute(base, target, pairs[:2], label="x", steps=steps, loss=own, checkpoint=file)
+    assert kept.images == 2
+    with pytest.raises(RestoreKitError, match="image 1: the loss is inf"):
+        attribute(base, target, pairs[2:], label="x", steps=steps, loss=own)
 
 
 def test_pairs_that_do_not_fit_are_named():
@@ -465,3 +561,18 @@ def test_gradients_along_the_image_run_from_the_reduced_clean_image_to_the_degra
         summed = summed + torch.autograd.grad(output, weight)[0] / 5
     expected = summed.flatten(2).abs().sum(2).flatten()
     torch.testing.assert_close(ours.table.split(ours.values)[name], expected)
+
+
+class Merging(Layers):
+    """Makes one image of two views."""
+
+    channels, out_channels = 6, 3
+
+
+def test_an_image_that_is_none_of_its_inputs_has_no_line_to_it():
+    base = Merging(nn.Conv2d(6, 3, 3, padding=1)).double()
+    pairs = [(torch.cat([degraded, degraded], 1), clean) for degraded, clean in images(1)]
+    with pytest.raises(RestoreKitError, match="Merging takes 6 channels and gives 3") as refused:
+        rank("ig", base, moved(base), pairs, label="x", steps=2)
+    assert "use faig" in str(refused.value.hint)
+    assert rank("faig", base, moved(base), pairs, label="x", steps=2).values.any()

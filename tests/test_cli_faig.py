@@ -94,11 +94,14 @@ def test_pairs_are_attributed_as_they_lie_and_json_tells_all(run, site, nets, tm
     assert facts["completeness"]["error"] < 0.02 and "unattributed" in facts["completeness"]
 
 
-def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "method", [("attribute",), ("rank", "ig"), ("rank", "gradxdelta")], ids=lambda words: words[-1]
+)
+def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, tmp_path, monkeypatch, method):
     out_file = tmp_path / "noise.safetensors"
     words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--limit", 3, "--steps", 2)
     whole = tmp_path / "whole.safetensors"
-    assert run("faig", "attribute", *nets, *words, "-o", whole)[0] == 0
+    assert run("faig", *method, *nets, *words, "-o", whole)[0] == 0
     read = FilePairs.pair
 
     def cut_off(self, sample):
@@ -107,13 +110,15 @@ def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, t
         return read(self, sample)
 
     monkeypatch.setattr(FilePairs, "pair", cut_off)
-    assert run("faig", "attribute", *nets, *words, "-o", out_file)[0] == 2
+    assert run("faig", *method, *nets, *words, "-o", out_file)[0] == 2
     monkeypatch.undo()
-    code, _, err = run("faig", "attribute", *nets, *words, "-o", out_file)
+    code, _, err = run("faig", *method, *nets, *words, "-o", out_file)
     assert code == 2 and "noise.partial.safetensors is an attribution that was interrupted" in err
-    code, _, err = run("faig", "attribute", *nets, *words, "-o", out_file, "--resume")
+    code, _, err = run("faig", *method, *nets, *words, "--limit", 1, "-o", out_file, "--resume")
+    assert code == 2 and "the checkpoint has 2 images, and 1 are given" in err
+    code, _, err = run("faig", *method, *nets, *words, "-o", out_file, "--resume")
     assert code == 0, err
-    assert torch.equal(FAIGResult.load(whole).values, FAIGResult.load(out_file).values)
+    assert torch.equal(FilterScores.load(whole).values, FilterScores.load(out_file).values)
     assert not list(tmp_path.glob("*.partial.*"))
 
 

@@ -71,6 +71,15 @@ def test_shared_and_parametrized_weights_count_once():
     assert names == ["0.weight", "2.parametrizations.weight.original1"]
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("hook", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_weights_that_a_hook_computes_are_refused_not_left_out(hook):
+    network = nn.Sequential(nn.Conv2d(3, 3, 3), hook(nn.Conv2d(3, 2, 3)))
+    with pytest.raises(RestoreKitError, match=r"1\.weight_(v|orig) is no weight of a layer"):
+        FilterTable.of(network)
+    assert [tensor.name for tensor in FilterTable.of(network, exclude=r"^1\.")] == ["0.weight"]
+
+
 def test_patterns_choose_layers_and_raw_parameters():
     network = small()
     network.table = nn.Parameter(torch.zeros(5, 7))

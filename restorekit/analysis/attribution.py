@@ -40,7 +40,8 @@ from restorekit.filters import FilterScores, FilterTable, Unit, fingerprint
 
 log = logging.getLogger(__name__)
 
-# Called with gradients done and gradients in all, 0 where nobody knows how many images come.
+# Called with gradients done and gradients in all, 0 where nobody knows how many images come. While automatic
+# steps are looked for, these count too, and all grow when the steps double.
 Progress = Callable[[int, int], None]
 
 _STATE = "restorekit.attribution/1"
@@ -155,10 +156,10 @@ def attribute(
         scores of all filters, each 0 or more, in the precision of the network; float32 in files.
 
     Raises:
-        ImageError: a pair does not fit; it is named.
+        ImageError: a pair does not fit; it is named. Or there are fewer than the checkpoint has.
         WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
         OutputError: the checkpoint cannot be written.
-        RestoreKitError: no images, nothing differs, or a gradient is not finite: image and weight are named.
+        RestoreKitError: no images, nothing differs, or a loss or a gradient is not finite: it is named.
     """
     model = network_of(target, base)
     table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
@@ -167,6 +168,7 @@ def attribute(
     points(rule, _FEWEST if steps == "auto" else steps)
     walk = Walk(base, target, table, torch.device(device) if device is not None else None)
     facts = {
+        "method": "faig",
         "table": table.to_json(),
         "label": label,
         "base": mark_of(base, model),
@@ -175,42 +177,32 @@ def attribute(
         "loss": loss_name,
         "asked": str(tolerance) if auto else str(steps),
     }
-    sums = Sums.resumed(checkpoint, facts) if checkpoint and checkpoint.exists() else Sums(facts)
-    total = len(pairs) if isinstance(pairs, Sized) else 0
+    sums = Sums.begun(checkpoint, facts)
+    count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
     checked = pairs_of(pairs, model)
     if not sums.steps:
         first = list(islice(checked, _PROBES))
         checked = chain(first, checked)
-        sums.steps = _enough(walk, first, rule, criterion, tolerance) if steps == "auto" else steps
+        sums.steps = _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else steps
         sums.save(checkpoint)
     places = points(rule, sums.steps)
-    done = sums.images * sums.steps
-    for index, pair in enumerate(checked):
-        mark = fingerprint({"degraded": pair.degraded, "clean": pair.clean})
-        if index < sums.images:
-            sums.check(index, mark, pair.name)
-            continue
+    count.begin(sums.steps, sums.images)
 
-        def step() -> None:
-            nonlocal done
-            done += 1
-            if progress:
-                progress(done, total * sums.steps)
+    def score(pair: Pair, into: Tensor) -> None:
+        sums.add(walk.score(pair, places, criterion, into, count.step))
 
-        if sums.scores is None:
-            sums.scores = walk.scores()
-        sums.add(walk.score(pair, places, criterion, sums.scores, step), mark)
-        sums.save(checkpoint)
-    if not sums.images:
-        raise ImageError("there are no images to attribute with", "give at least one pair")
+    sums.over(checked, walk.scores, score, checkpoint)
     return sums.result(table)
 
 
-def _enough(walk: Walk, probes: Sequence[Pair], rule: Rule, criterion: Criterion, tolerance: float) -> int:
+def _enough(
+    walk: Walk, probes: Sequence[Pair], rule: Rule, criterion: Criterion, tolerance: float, count: Count
+) -> int:
     """Return how many steps make the parts of a few images add up."""
     steps = _FEWEST
     while True:
-        scored = [walk.score(pair, points(rule, steps), criterion) for pair in probes]
+        count.search(steps, len(probes))
+        scored = [walk.score(pair, points(rule, steps), criterion, step=count.step) for pair in probes]
         change = sum(abs(one.change) for one in scored)
         error = sum(abs(one.attributed - one.change) for one in scored)
         if error <= tolerance * change:
@@ -222,6 +214,41 @@ def _enough(walk: Walk, probes: Sequence[Pair], rule: Rule, criterion: Criterion
             )
             return steps
         steps *= 2
+
+
+@dataclass
+class Count:
+    """Gradients that are done, told as they come.
+
+    Attributes:
+        progress: told after each.
+        images: how many there are; 0 where nobody knows.
+        done: gradients.
+        searched: those of them, done or begun, that look for a number of steps.
+        steps: gradients for each image, as far as is known.
+    """
+
+    progress: Progress | None
+    images: int
+    done: int = 0
+    searched: int = 0
+    steps: int = 0
+
+    def search(self, steps: int, probes: int) -> None:
+        """Try a number of steps on a few images."""
+        self.steps = steps
+        self.searched += steps * probes
+
+    def begin(self, steps: int, images: int) -> None:
+        """Go on with a number of steps where some images are done."""
+        self.steps = steps
+        self.done += steps * images
+
+    def step(self) -> None:
+        """Count one gradient."""
+        self.done += 1
+        if self.progress:
+            self.progress(self.done, self.searched + self.images * self.steps if self.images else 0)
 
 
 @dataclass
@@ -254,8 +281,46 @@ class Sums:
         """How many are done."""
         return len(self.marks)
 
-    def add(self, image: Parts, mark: str) -> None:
-        """Add what one image says; its scores are added already."""
+    def over(
+        self,
+        pairs: Iterable[Pair],
+        zeros: Callable[[], Tensor],
+        score: Callable[[Pair, Tensor], None],
+        path: Path | None,
+    ) -> None:
+        """Score all images but those that are done, and save after each.
+
+        Args:
+            pairs: all images, also those that are done.
+            zeros: makes the scores (F,) to begin with.
+            score: adds those of one image in place; nothing, where it fails.
+            path: of the file; None for none.
+
+        Raises:
+            ImageError: there are none, fewer than are done, or others.
+            OutputError: the file cannot be written.
+        """
+        given = 0
+        for given, pair in enumerate(pairs, 1):
+            mark = fingerprint({"degraded": pair.degraded, "clean": pair.clean})
+            if given <= self.images:
+                self.check(given - 1, mark, pair.name)
+                continue
+            if self.scores is None:
+                self.scores = zeros()
+            score(pair, self.scores)
+            self.marks.append(mark)
+            self.save(path)
+        if given < self.images:
+            raise ImageError(
+                f"the checkpoint has {self.images} images, and {given} are given",
+                "give all that it was begun with, or remove the checkpoint",
+            )
+        if not given:
+            raise ImageError("there are no images to attribute with", "give at least one pair")
+
+    def add(self, image: Parts) -> None:
+        """Add what one image says beside its scores."""
         self.change += image.change
         self.attributed += image.attributed
         self.filters += image.filters
@@ -263,7 +328,6 @@ class Sums:
         self.whole += abs(image.change)
         for name, value in image.others.items():
             self.others[name] = self.others.get(name, 0.0) + value
-        self.marks.append(mark)
 
     def check(self, index: int, mark: str, name: str) -> None:
         """Refuse an image that is not the one that was done.
@@ -313,6 +377,15 @@ class Sums:
                 f"{path} cannot be written: {error}",
                 "make room, or name a folder that exists; what was saved before is intact",
             ) from error
+
+    @classmethod
+    def begun(cls, path: Path | None, facts: dict[str, Any]) -> Self:
+        """Go on from a file where there is one, else begin.
+
+        Raises:
+            WeightsError: as ``resumed``.
+        """
+        return cls.resumed(path, facts) if path and path.exists() else cls(facts)
 
     @classmethod
     def resumed(cls, path: Path, facts: dict[str, Any]) -> Self:

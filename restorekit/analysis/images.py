@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.analysis.pairs import Pair
+from restorekit.analysis.pairs import LUMA, Pair
 from restorekit.contracts import Backbone
 from restorekit.datasets import Dataset, Sample
 from restorekit.degradations import quantise
@@ -18,9 +18,6 @@ from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
 from restorekit.image import Image
 from restorekit.training.data import reduced
-
-# Weights of red, green and blue in luma (ITU-R BT.601), for networks of one channel.
-_LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -114,7 +111,7 @@ def to_channels(pixels: Tensor, channels: int) -> Tensor:
     if len(pixels) == 1 and channels == 3:
         return pixels.expand(3, -1, -1)
     if len(pixels) == 3 and channels == 1:
-        return (pixels * pixels.new_tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+        return (pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
     return pixels
 
 

@@ -15,6 +15,9 @@ from restorekit.contracts import Backbone
 from restorekit.errors import ImageError
 from restorekit.tiling import pad_to_multiple
 
+# Weights of red, green and blue in luma (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+
 
 class Pair(NamedTuple):
     """One image to look at.

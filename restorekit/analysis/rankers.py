@@ -5,7 +5,7 @@ All give ``FilterScores``, so that every protocol runs on every method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from restorekit.analysis.attribution import Progress, attribute
+from restorekit.analysis.attribution import Count, Progress, Sums, attribute
 from restorekit.analysis.pairs import Pair, pairs_of, restored
 from restorekit.analysis.rules import Rule
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
-from restorekit.errors import ImageError, RestoreKitError
+from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores, FilterTable, Unit
 
 Method = Literal["faig", "ig", "delta", "gradxdelta", "random"]
@@ -69,10 +69,10 @@ def rank(
         seed: of ``random``.
         device: where to compute; where the network lies when not given.
         progress: as for ``attribute``.
-        checkpoint: as for ``attribute``, for faig and gradxdelta.
+        checkpoint: as for ``attribute``, for faig, ig and gradxdelta.
 
     Raises:
-        RestoreKitError: the method is unknown, or what ``attribute`` refuses.
+        RestoreKitError: the method is unknown or not for such a network, or what ``attribute`` refuses.
     """
     if method not in METHODS:
         raise RestoreKitError(f"no method called {method!r}; methods: {', '.join(METHODS)}", "use faig")
@@ -99,20 +99,29 @@ def rank(
     model = network_of(target, base)
     check_same(state_of(base), state_of(target), model)
     table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
+    marks = {"base": mark_of(base, model), "target": mark_of(target, model)}
     details: dict[str, Any] = {}
     if method == "ig":
+        if model.out_channels not in (None, model.channels):
+            raise RestoreKitError(
+                f"ig goes from the clean image to the degraded one, and {type(model).__name__} takes"
+                f" {model.channels} channels and gives {model.out_channels}",
+                "use faig, which goes along the weights",
+            )
         steps = 100 if steps == "auto" else steps
         walk = Walk(base, target, table, torch.device(device) if device is not None else None)
-        values, images = _integrated(
-            walk, pairs_of(pairs, model), steps, progress or (lambda done, total: None)
-        )
-        details = {"steps": steps, "images": images}
+        facts = {"method": method, "table": table.to_json(), "label": label, **marks, "asked": str(steps)}
+        sums = Sums.begun(checkpoint, facts)
+        count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
+        count.begin(steps, sums.images)
+        values = _integrated(walk, pairs_of(pairs, model), steps, sums, count, checkpoint)
+        details = {"steps": steps, "images": sums.images}
     elif method == "delta":
         values = relative_change(state_of(base), state_of(target), table)
     else:
         values = torch.rand(len(table), generator=torch.Generator().manual_seed(seed))
         details = {"seed": seed}
-    return FilterScores(table, values, method, label, mark_of(base, model), mark_of(target, model), details)
+    return FilterScores(table, values, method, label, marks["base"], marks["target"], details)
 
 
 def relative_change(base: Mapping[str, Tensor], target: Mapping[str, Tensor], table: FilterTable) -> Tensor:
@@ -127,7 +136,9 @@ def relative_change(base: Mapping[str, Tensor], target: Mapping[str, Tensor], ta
     return torch.cat(rows)
 
 
-def _integrated(walk: Walk, pairs: Iterable[Pair], steps: int, progress: Progress) -> tuple[Tensor, int]:
+def _integrated(
+    walk: Walk, pairs: Iterable[Pair], steps: int, sums: Sums, count: Count, checkpoint: Path | None
+) -> Tensor:
     """Score by gradients of the summed output of the target, along a line from a clean input to the degraded.
 
     As FAIG's authors ran it: the absolute value of each weight's sum over the line, without the product with
@@ -139,17 +150,16 @@ def _integrated(walk: Walk, pairs: Iterable[Pair], steps: int, progress: Progres
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in weights)
     like = next(iter(weights.values()))
-    total, count = torch.zeros(len(table), dtype=like.dtype), 0
-    for pair in pairs:
+
+    def score(pair: Pair, into: Tensor) -> None:
         degraded = pair.degraded.to(like)
         clean = reduced_to(pair.clean.to(like), degraded)
         with steady(walk.device):
-            for step, place in enumerate(torch.linspace(0, 1, steps).tolist(), 1):
+            for place in torch.linspace(0, 1, steps).tolist():
                 torch.manual_seed(0)
                 output = restored(walk.network, torch.lerp(clean, degraded, place))
                 torch.autograd.backward(output.sum() / steps, inputs=list(weights.values()))
-                progress(count * steps + step, 0)
-        count += 1
+                count.step()
         for tensor in table:
             gradient, weights[tensor.name].grad = weights[tensor.name].grad, None
             if gradient is None:
@@ -158,11 +168,12 @@ def _integrated(walk: Walk, pairs: Iterable[Pair], steps: int, progress: Progres
                 raise RestoreKitError(
                     f"{pair.name}: the gradient of {tensor.name} is not finite", "leave the image out"
                 )
-            part = total[tensor.offset : tensor.offset + tensor.count]
+            part = into[tensor.offset : tensor.offset + tensor.count]
             part += tensor.rows(gradient.abs()).sum(1).to(part)
-    if not count:
-        raise ImageError("there are no images to attribute with", "give at least one pair")
-    return total / count, count
+
+    sums.over(pairs, walk.scores, score, checkpoint)
+    assert sums.scores is not None
+    return sums.scores / sums.images
 
 
 def reduced_to(clean: Tensor, degraded: Tensor) -> Tensor:

@@ -248,7 +248,7 @@ class _Seed:
             steps=self.spec.steps,
             seed=self.seed,
             progress=report,
-            checkpoint=unfinished if method == "faig" else None,
+            checkpoint=unfinished,
         )
         scores.save(path)
         unfinished.unlink(missing_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -37,3 +39,14 @@ def points(rule: Rule, steps: int) -> tuple[tuple[float, float], ...]:
         )
     offset = 0.5 if rule == "mid" else 0.0
     return tuple(((step + offset) / steps, 1 / steps) for step in range(steps))
+
+
+def spans(places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """Return the part of the path that each place stands for, as its two ends: they join, and fill it.
+
+    Args:
+        places: as ``points`` gives them, in their order.
+    """
+    inner = list(accumulate(weight for _, weight in places))[:-1]
+    # Not the last sum: rounded it may miss the end, or lie beyond it.
+    return tuple(pairwise((0.0, *inner, 1.0)))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from restorekit.analysis.pairs import Pair, restored
+from restorekit.analysis.rules import spans
 from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterTable, fingerprint
@@ -142,21 +143,23 @@ class Walk:
 
         Args:
             pair: the image.
-            places: on the line with their weights, as ``rules.points`` gives them.
+            places: on the line with their weights, ascending, as ``rules.points`` gives them.
             criterion: the loss.
             into: scores of the filters (F,) are added to it, in place; nothing is, where this fails.
             step: called after every place.
 
         Raises:
-            RestoreKitError: a gradient is not finite, or the loss depends on nothing that moves.
+            RestoreKitError: a loss or a gradient is not finite, or the loss depends on nothing that moves.
         """
+        # What a score that failed on its way has left would be added to this one.
+        self._forget()
         pair = Pair(pair.degraded.to(self._like), pair.clean.to(self._like), pair.name)
         with steady(self.device):
             target_loss, base_loss = (self._loss(pair, criterion, place) for place in (0.0, 1.0))
             buffers = 0.0
-            for place, weight in places:
+            for (place, weight), part in zip(places, spans(places), strict=True):
                 self._place(place)
-                loss = self._run(pair, criterion)
+                loss = self._run(pair, criterion, place)
                 if not loss.requires_grad and self.moved:
                     raise RestoreKitError(
                         f"{pair.name}: the loss depends on no weight that differs between base and target",
@@ -165,15 +168,14 @@ class Walk:
                 if self.moved:
                     torch.autograd.backward(loss * weight, inputs=list(self.moved.values()))
                 if self._buffers:
-                    buffers += self._of_buffers(pair, criterion, place, weight)
+                    buffers += self._of_buffers(pair, criterion, part)
                 step()
         return self._gathered(pair, base_loss - target_loss, buffers, into)
 
     def _gathered(self, pair: Pair, change: float, buffers: float, into: Tensor | None) -> Parts:
         """Turn the summed gradients into scores, and drop them."""
         gradients = {name: value.grad for name, value in self.moved.items() if value.grad is not None}
-        for parameter in self.moved.values():
-            parameter.grad = None
+        self._forget()
         scored = {tensor.name: tensor for tensor in self.table}
         others: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -200,6 +202,10 @@ class Walk:
             others={name: float(value) for name, value in others.items()},
         )
 
+    def _forget(self) -> None:
+        for parameter in self.moved.values():
+            parameter.grad = None
+
     def _parts(self, name: str, gradient: Tensor) -> Tensor:
         return (self._base[name] - self._target[name]).mul_(gradient)
 
@@ -213,24 +219,31 @@ class Walk:
             for name in self._line if names is None else names:
                 torch.lerp(self._target[name], self._base[name], place, out=self._line[name])
 
-    def _run(self, pair: Pair, criterion: Criterion) -> Tensor:
+    def _run(self, pair: Pair, criterion: Criterion, place: float) -> Tensor:
         # A network that draws numbers draws the same ones all along the way: one function, one integral.
         torch.manual_seed(0)
-        return criterion(restored(self.network, pair.degraded), pair.clean)
+        loss = criterion(restored(self.network, pair.degraded), pair.clean)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RestoreKitError(
+                f"{pair.name}: the loss is {value} at {place:.4g} of the way from target to base",
+                "leave the image out, or look for what overflows in the network or in the loss",
+            )
+        return loss
 
     def _loss(self, pair: Pair, criterion: Criterion, place: float) -> float:
         self._place(place)
         with torch.no_grad():
-            return float(self._run(pair, criterion))
+            return float(self._run(pair, criterion, place))
 
-    def _of_buffers(self, pair: Pair, criterion: Criterion, place: float, weight: float) -> float:
-        """Return what buffers (running statistics) account for in a step: no gradient reaches them."""
+    def _of_buffers(self, pair: Pair, criterion: Criterion, part: tuple[float, float]) -> float:
+        """Return what buffers (running statistics) account for in a part: no gradient reaches them."""
         losses = []
         with torch.no_grad():
-            for end in (place + weight / 2, place - weight / 2):
+            for end in part:
                 self._place(end, self._buffers)
-                losses.append(float(self._run(pair, criterion)))
-        return losses[0] - losses[1]
+                losses.append(float(self._run(pair, criterion, end)))
+        return losses[1] - losses[0]
 
 
 def network_of(*candidates: Network) -> Backbone:

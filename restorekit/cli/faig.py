@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ import typer
 from restorekit.cli import faiguses
 from restorekit.cli.evaluate import recipe_of
 from restorekit.cli.faiginputs import (
+    BLIND,
     BackboneName,
     Base,
     Budget,
@@ -20,6 +22,7 @@ from restorekit.cli.faiginputs import (
     Degrade,
     Exclude,
     Include,
+    Label,
     Layout,
     Limit,
     LossName,
@@ -29,6 +32,7 @@ from restorekit.cli.faiginputs import (
     Params,
     Ratio,
     Raw,
+    Resume,
     Rule,
     ScoreFile,
     Seed,
@@ -50,6 +54,37 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Find the filters of a network that remove a degradation.")
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What ``attribute`` and ``rank`` are asked for: their options by name."""
+
+    method: MethodName
+    base: str
+    target: str
+    output: Path
+    data: Path | None
+    backbone: str
+    params: list[str] | None
+    layout: str | None
+    degrade: str | None
+    label: str
+    steps: str
+    unit: Literal["kernel", "out", "weight"]
+    loss: Literal["sse", "mse"]
+    include: str
+    exclude: str
+    raw: str
+    seed: int
+    crop: int
+    limit: int | None
+    resume: bool
+    overwrite: bool
+    device: str
+    as_json: bool
+    rule: Literal["mid", "left", "gauss"] = "mid"
+    tolerance: float = 0.02
+
+
 @app.command()
 def attribute(
     base: Base,
@@ -60,9 +95,7 @@ def attribute(
     params: Params = None,
     layout: Layout = None,
     degrade: Degrade = None,
-    label: Annotated[
-        str, typer.Option(help="What the filters are for.", show_default="--degrade's name")
-    ] = "",
+    label: Label = "",
     rule: Rule = "mid",
     steps: Steps = "auto",
     tolerance: Annotated[float, typer.Option(min=0, help="Completeness error that auto steps reach.")] = 0.02,
@@ -77,28 +110,40 @@ def attribute(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted attribution.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score every filter by its part in what training on a degradation changed: FAIG."""
-    check_free(output, overwrite)
     _rank(
-        "faig",
-        *(base, target, output, backbone, params, data, layout, degrade, label),
-        rule="left" if release else rule,
-        steps="100" if release else steps,
-        tolerance=tolerance,
-        unit=unit,
-        loss=loss,
-        patterns=(include, exclude, raw),
-        seed=seed,
-        crop=crop,
-        limit=limit,
-        resume=resume,
-        device=device,
-        as_json=as_json,
+        _Request(
+            method="faig",
+            base=base,
+            target=target,
+            output=output,
+            data=data,
+            backbone=backbone,
+            params=params,
+            layout=layout,
+            degrade=degrade,
+            label=label,
+            rule="left" if release else rule,
+            steps="100" if release else steps,
+            tolerance=tolerance,
+            unit=unit,
+            loss=loss,
+            include=include,
+            exclude=exclude,
+            raw=raw,
+            seed=seed,
+            crop=crop,
+            limit=limit,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            as_json=as_json,
+        )
     )
 
 
@@ -115,9 +160,7 @@ def rank(
     params: Params = None,
     layout: Layout = None,
     degrade: Degrade = None,
-    label: Annotated[
-        str, typer.Option(help="What the filters are for.", show_default="--degrade's name")
-    ] = "",
+    label: Label = "",
     steps: Steps = "auto",
     unit: Unit = "kernel",
     loss: LossName = "sse",
@@ -127,97 +170,85 @@ def rank(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Score filters by another method, to compare: gradients along the image, change of weights, chance."""
-    check_free(output, overwrite)
-    if data is None and method not in ("delta", "random"):
+    if data is None and method not in BLIND:
         raise ConfigError("faig rank", f"{method} looks at images", "give a folder with --data")
     _rank(
-        method,
-        *(base, target, output, backbone, params, data, layout, degrade, label),
-        rule="mid",
-        steps=steps,
-        tolerance=0.02,
-        unit=unit,
-        loss=loss,
-        patterns=(include, exclude, raw),
-        seed=seed,
-        crop=crop,
-        limit=limit,
-        resume=None,
-        device=device,
-        as_json=as_json,
+        _Request(
+            method=method,
+            base=base,
+            target=target,
+            output=output,
+            data=data,
+            backbone=backbone,
+            params=params,
+            layout=layout,
+            degrade=degrade,
+            label=label,
+            steps=steps,
+            unit=unit,
+            loss=loss,
+            include=include,
+            exclude=exclude,
+            raw=raw,
+            seed=seed,
+            crop=crop,
+            limit=limit,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            as_json=as_json,
+        )
     )
 
 
-def _rank(
-    method: MethodName,
-    base: str,
-    target: str,
-    output: Path,
-    backbone: str,
-    params: list[str] | None,
-    data: Path | None,
-    layout: str | None,
-    degrade: str | None,
-    label: str,
-    *,
-    rule: Literal["mid", "left", "gauss"],
-    steps: str,
-    tolerance: float,
-    unit: Literal["kernel", "out", "weight"],
-    loss: Literal["sse", "mse"],
-    patterns: tuple[str, str, str],
-    seed: int,
-    crop: int,
-    limit: int | None,
-    resume: bool | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    recipe = None if degrade is None else recipe_of(degrade)
-    label = label or kind_name(degrade or "")
+def _rank(asked: _Request) -> None:
+    check_free(asked.output, asked.overwrite)
+    recipe = None if asked.degrade is None else recipe_of(asked.degrade)
+    label = asked.label or kind_name(asked.degrade or "")
     if not label:
         raise ConfigError("--label", "is missing", "say what the filters are for, as --label rain")
-    partial = output.with_name(f"{output.stem}.partial{output.suffix}")
-    if partial.exists() and resume is False:
+    partial = None if asked.method in BLIND else _partial(asked.output)
+    if partial and partial.exists() and not asked.resume:
         raise OutputError(
             f"{partial} is an attribution that was interrupted", "add --resume to go on, or remove it"
         )
-    found = None if data is None else find_dataset(data, layout, recipe)
-    networks = two_networks(backbone, params, base, target, device)
+    found = None if asked.data is None else find_dataset(asked.data, asked.layout, recipe)
+    networks = two_networks(asked.backbone, asked.params, asked.base, asked.target, asked.device)
 
     from restorekit.analysis.attribution import FAIGResult
     from restorekit.analysis.rankers import rank as score
 
-    pairs = file_pairs(found, networks[1], recipe, seed, crop, limit) if found else ()
-    with _progress(label, method) as report:
+    pairs = file_pairs(found, networks[1], recipe, asked.seed, asked.crop, asked.limit) if found else ()
+    with _progress(label, asked.method) as report:
         scores = score(
-            method,
+            asked.method,
             *networks,
             pairs,
             label=label,
-            rule=rule,
-            steps="auto" if steps == "auto" else _whole(steps),
-            tolerance=tolerance,
-            unit=unit,
-            include=patterns[0],
-            exclude=patterns[1],
-            raw=patterns[2],
-            loss=loss,
-            seed=seed,
+            rule=asked.rule,
+            steps="auto" if asked.steps == "auto" else _whole(asked.steps),
+            tolerance=asked.tolerance,
+            unit=asked.unit,
+            include=asked.include,
+            exclude=asked.exclude,
+            raw=asked.raw,
+            loss=asked.loss,
+            seed=asked.seed,
             progress=report,
-            checkpoint=None if resume is None else partial,
+            checkpoint=partial,
         )
-    scores.save(output)
-    if resume is not None:
+    scores.save(asked.output)
+    if partial:
         partial.unlink()
     facts = _facts(scores)
-    if as_json:
-        say_json({"output": str(output), **facts})
+    if asked.as_json:
+        say_json({"output": str(asked.output), **facts})
         return
     if isinstance(scores, FAIGResult):
         parts = scores.completeness
@@ -225,7 +256,12 @@ def _rank(
             f"{scores.label}: {scores.images} images, {scores.steps} steps each, completeness error"
             f" {parts.error:.2%}, {parts.unattributed:.1%} of the change not in filters"
         )
-    say(str(output))
+    say(str(asked.output))
+
+
+def _partial(output: Path) -> Path:
+    """Return where an attribution is kept until it is complete."""
+    return output.with_name(f"{output.stem}.partial{output.suffix}")
 
 
 @app.command()

@@ -67,7 +67,11 @@ Include = Annotated[str, typer.Option(help="Regular expression that names of wei
 Exclude = Annotated[str, typer.Option(help="Regular expression of weights to leave out.")]
 Raw = Annotated[str, typer.Option(help="Regular expression of parameters outside of layers to score too.")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Label = Annotated[str, typer.Option(help="What the filters are for.", show_default="--degrade's name")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an interrupted attribution.")]
 MethodName = Literal["faig", "ig", "delta", "gradxdelta", "random"]
+# Methods that look at no image: they take no time, and leave nothing to go on from.
+BLIND = ("delta", "random")
 
 
 def check_free(path: Path, overwrite: bool) -> None:

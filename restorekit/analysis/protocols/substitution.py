@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from restorekit.analysis.pairs import restored
+from restorekit.analysis.pairs import LUMA, restored
 from restorekit.analysis.walk import Network, check_same, state_of, steady
 from restorekit.contracts import Backbone
 from restorekit.errors import ImageError, RestoreKitError
@@ -26,8 +26,6 @@ Metric = Literal["luma", "release"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Key = TypeVar("Key", bound=Hashable)
 
-# Weights of red, green and blue in luma (ITU-R BT.601).
-_LUMA = (0.299, 0.587, 0.114)
 # Figures are of the order of thousandths; published tables give them so.
 _PER_MILLE = 1000.0
 
@@ -184,7 +182,7 @@ def gradient_map(image: Tensor, metric: Metric = "luma") -> Tensor:
         # OpenCV reads blue first; asked wrongly for gray it gives that channel.
         gray = (image[:, -1:].clamp(0, 1) * 255).round() / 255
     elif image.shape[1] == 3:
-        gray = (image * image.new_tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
+        gray = (image * image.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
     else:
         gray = image.mean(1, keepdim=True)
     kernel = image.new_tensor([-1.0, 0.0, 1.0])
