@@ -17,7 +17,7 @@ from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
-from restorekit_adms.mixing import Mixer
+from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Managed(Backbone):
         self._scales: dict[str, float] = {}
         self._off = False
         # What stood in the base before filters were merged into it.
-        self._kept: list[Tensor] | None = None
+        self._kept: Kept | None = None
         _ = self.mixer
 
     @property
@@ -191,7 +191,7 @@ class Managed(Backbone):
                 "name the weights, as {'rain': 1.0}",
             )
         kept = self.mixer.write(self._row(given), check=safe_merge)
-        if not kept:
+        if kept is None:
             raise RestoreKitError(
                 "the merged filters are not finite, nothing was merged", "train the adapter again"
             )
@@ -200,7 +200,7 @@ class Managed(Backbone):
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
         if self._kept is not None:
-            self.mixer.put_back(self._kept)
+            self._kept.put_back()
             self._kept = None
 
     def merge_and_unload(

@@ -63,6 +63,28 @@ class _Place:
         return line.view([like.shape[axis] for axis in self.order]).permute(back)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What stands, or stood, at some places of a network.
+
+    Attributes:
+        places: of the network as it was then; its tensors may have moved since, or be laid out otherwise.
+        contents: at the elements of each.
+    """
+
+    places: Sequence[_Place]
+    contents: Sequence[Tensor]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Write into the network's own tensors, bit for bit."""
+        for place, content in zip(self.places, self.contents, strict=True):
+            tensor = place.tensor.permute(place.order)
+            # By coordinates, not along the memory, which another layout gives another order.
+            where = torch.unravel_index(place.elements.to(tensor.device), tensor.shape)
+            tensor[where] = content.to(tensor)
+
+
 class Mixer:
     """Where the deltas of several degradations fall in one network.
 
@@ -172,8 +194,8 @@ class Mixer:
                 place.hold(tensor)
 
     @torch.no_grad()
-    def write(self, weights: Tensor, *, check: bool = False) -> list[Tensor]:
-        """Add a mixture to the network's own tensors; return what stood there, for ``put_back``.
+    def write(self, weights: Tensor, *, check: bool = False) -> Kept | None:
+        """Add a mixture to the network's own tensors; return what stood there.
 
         Args:
             weights: (D,).
@@ -183,16 +205,9 @@ class Mixer:
         values = self.values(weights)
         mixed = [kept + value.to(kept.dtype) for kept, value in zip(saved, values, strict=True)]
         if check and not all(bool(content.isfinite().all()) for content in mixed):
-            return []
-        self.put_back(mixed)
-        return saved
-
-    @torch.no_grad()
-    def put_back(self, contents: list[Tensor]) -> None:
-        """Write into the network's own tensors, bit for bit."""
-        for place, content in zip(self.places, contents, strict=True):
-            # Moving the network moves its tensors, and not what was kept of them.
-            place.line(place.tensor)[place.elements] = content.to(place.tensor)
+            return None
+        Kept(self.places, mixed).put_back()
+        return Kept(self.places, saved)
 
     @property
     def is_current(self) -> bool:

@@ -160,6 +160,23 @@ def test_merge_then_unmerge_is_bit_for_bit(network):
     assert torch.equal(alone(x), expected) and same(bits(network), before) and adaptive.unload() is network
 
 
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_unmerge_is_bit_for_bit_after_a_change_of_layout_and_precision(unit):
+    network = network_of("srresnet")
+    before = bits(network)
+    _, adaptive = adapter_of(network, unit=unit, vectors="all")
+    adaptive.merge_adapter({"rain": 0.7, "blur": 0.3})
+    merged = bits(network)
+    adaptive.to(memory_format=torch.channels_last)
+    adaptive.unmerge_adapter()
+    assert same(bits(network), before) and not same(merged, before)
+    adaptive.merge_adapter({"rain": 0.7, "blur": 0.3})
+    assert same(bits(network), merged)
+    adaptive.to(memory_format=torch.contiguous_format).double()
+    adaptive.unmerge_adapter()
+    assert same(bits(network.float()), before)
+
+
 def test_modes_agree_for_a_batch_of_different_verdicts(network):
     x = images(network, 4)
     shares = torch.tensor([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3], [0.25, 0.75]])
