@@ -19,6 +19,7 @@ from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
 from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
+from restorekit_adms.sharing import turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -53,10 +54,11 @@ class Managed(Backbone):
             WeightsError: they do not fit the backbone.
         """
         own = tuple(self.adapter.deltas._modules.items())
-        if self._mixer is None or self._own != own or not self._mixer.is_current:
-            deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
-            self._mixer, self._own = Mixer(self.backbone, deltas), own
-        return self._mixer
+        with turn(self.backbone):
+            if self._mixer is None or self._own != own or not self._mixer.is_current:
+                deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
+                self._mixer, self._own = Mixer(self.backbone, deltas), own
+            return self._mixer
 
     # Coming and going.
 
@@ -183,25 +185,27 @@ class Managed(Backbone):
         Raises:
             RestoreKitError: there is no one mixture, filters are merged already, or they are not finite.
         """
-        self._check_unmerged()
         given = self._fixed if weights is None else self._read(weights)
         if given is None:
             raise RestoreKitError(
                 "the router decides for each image, there is no one mixture to merge",
                 "name the weights, as {'rain': 1.0}",
             )
-        kept = self.mixer.write(self._row(given), check=safe_merge)
-        if kept is None:
-            raise RestoreKitError(
-                "the merged filters are not finite, nothing was merged", "train the adapter again"
-            )
-        self._kept = kept
+        with turn(self.backbone):
+            self._check_unmerged()
+            kept = self.mixer.write(self._row(given), check=safe_merge)
+            if kept is None:
+                raise RestoreKitError(
+                    "the merged filters are not finite, nothing was merged", "train the adapter again"
+                )
+            self._kept = kept
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
-        if self._kept is not None:
-            self._kept.put_back()
-            self._kept = None
+        with turn(self.backbone):
+            if self._kept is not None:
+                self._kept.put_back()
+                self._kept = None
 
     def merge_and_unload(
         self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
@@ -211,11 +215,12 @@ class Managed(Backbone):
         Raises:
             RestoreKitError: as ``merge_adapter``.
         """
-        self.merge_adapter(weights, safe_merge=safe_merge)
-        try:
-            return copy.deepcopy(self.backbone)
-        finally:
-            self.unmerge_adapter()
+        with turn(self.backbone):
+            self.merge_adapter(weights, safe_merge=safe_merge)
+            try:
+                return copy.deepcopy(self.backbone)
+            finally:
+                self.unmerge_adapter()
 
     def unload(self) -> Backbone:
         """Return the base as it was given."""

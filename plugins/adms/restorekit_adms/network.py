@@ -18,6 +18,7 @@ from restorekit_adms.managing import Managed
 from restorekit_adms.naming import unknown
 from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
+from restorekit_adms.sharing import turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -44,10 +45,10 @@ class _Calls(nn.Module):
 class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
-    The base is shared with its other users and never written to. Without gradients it is lent a copy of its
-    filters with the mixture in them; with gradients, or with mode ``soft``, it is run with other tensors in
-    their place. A batch is run verdict by verdict (``group``, the default); ``merge`` and ``soft`` go image
-    by image. All give the same up to rounding.
+    The base is shared with its other users and never written to; threads take turns at it. Without
+    gradients it is lent a copy of its filters with the mixture in them; with gradients, or with mode
+    ``soft``, it is run with other tensors in their place. A batch is run verdict by verdict (``group``, the
+    default); ``merge`` and ``soft`` go image by image. All give the same up to rounding.
 
     Args:
         backbone: the base.
@@ -168,17 +169,19 @@ class Adaptive(Managed):
 
     def _act(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
-        if self._off or self._kept is not None or not self.adapter.names:
-            return fn(images)
-        if len(images) == 1:
-            return self._mixed(fn, images, weights[0])
-        groups = _groups(weights) if self.adapter.mode in ("auto", "group") else None
-        if groups is None:
-            groups = [torch.tensor([row], device=images.device) for row in range(len(images))]
-        if len(groups) == 1:
-            return self._mixed(fn, images, weights[0])
-        outputs = [self._mixed(fn, images[rows.to(images.device)], weights[rows[0]]) for rows in groups]
-        return cast(T, _joined(outputs, groups))
+        # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
+        with turn(self.backbone):
+            if self._off or self._kept is not None or not self.adapter.names:
+                return fn(images)
+            if len(images) == 1:
+                return self._mixed(fn, images, weights[0])
+            groups = _groups(weights) if self.adapter.mode in ("auto", "group") else None
+            if groups is None:
+                groups = [torch.tensor([row], device=images.device) for row in range(len(images))]
+            if len(groups) == 1:
+                return self._mixed(fn, images, weights[0])
+            outputs = [self._mixed(fn, images[rows.to(images.device)], weights[rows[0]]) for rows in groups]
+            return cast(T, _joined(outputs, groups))
 
     def _mixed(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         mixer = self.mixer

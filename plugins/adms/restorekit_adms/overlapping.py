@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from restorekit_adms.sharing import turn
+
 if TYPE_CHECKING:
     from restorekit_adms.network import Adaptive
 
@@ -28,7 +30,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     names, mixer, backbone = network.adapter.names, network.mixer, network.backbone
     place = network.adapter.base
     # What inference mode made cannot take part in a gradient; copies can.
-    with torch.inference_mode(False), torch.enable_grad():
+    with turn(backbone), torch.inference_mode(False), torch.enable_grad():
         frozen = {name: value.clone() for name, value in mixer.frozen().items()}
         degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()
         equal = torch.full((len(names),), 1 / len(names), device=place.device)

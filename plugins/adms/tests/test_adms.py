@@ -1,6 +1,8 @@
 """Filters in networks of four kinds: bits that stay, modes that agree, files, verbs, routers."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -121,6 +123,36 @@ def test_base_is_bit_for_bit_the_same_after_every_run(network):
     with pytest.raises(KeyboardInterrupt):
         adaptive._act(fails, images(network), torch.ones(1, 2))
     assert same(bits(network), before)
+
+
+@pytest.mark.parametrize("mode", ["auto", "soft"])
+def test_threads_and_adapters_that_share_a_base_take_turns(mode):
+    network = network_of()
+    before = bits(network)
+    x = images(network)
+    judged, expected = [], []
+    for seed, names in enumerate((KINDS, ["noise"])):
+        _, adaptive = adapter_of(network, degradations=names, mode=mode, seed=seed)
+        for name in names:
+            adaptive.set_adapter(name)
+            judged.append(adaptive.for_image(x, 0))
+            expected.append(judged[-1](x))
+
+    def alone(run):
+        with torch.no_grad():
+            return [torch.equal(judged[run](x), expected[run]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(judged)) as threads:
+        assert all(all(equal) for equal in threads.map(alone, range(len(judged))))
+    assert same(bits(network), before)
+
+
+def test_adaptive_network_is_copied_and_pickled_after_a_run():
+    _, adaptive = adapter_of(network_of())
+    x = images(adaptive)
+    expected = adaptive(x)
+    assert torch.equal(copy.deepcopy(adaptive)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(adaptive))(x), expected)
 
 
 def test_filters_that_change_or_take_the_place_of_others_act_at_the_next_run():
