@@ -42,8 +42,8 @@ class Managed(Backbone):
         self._fixed: dict[str, float] | None = None
         self._scales: dict[str, float] = {}
         self._off = False
-        # What stood in the base before filters were merged into it.
-        self._kept: Kept | None = None
+        # Weights by which filters are merged into the base, and what stood there before.
+        self._merged: tuple[dict[str, float], Kept] | None = None
         _ = self.mixer
 
     @property
@@ -198,14 +198,14 @@ class Managed(Backbone):
                 raise RestoreKitError(
                     "the merged filters are not finite, nothing was merged", "train the adapter again"
                 )
-            self._kept = kept
+            self._merged = given, kept
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
         with turn(self.backbone):
-            if self._kept is not None:
-                self._kept.put_back()
-                self._kept = None
+            if self._merged is not None:
+                self._merged[1].put_back()
+                self._merged = None
 
     def merge_and_unload(
         self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
@@ -228,6 +228,15 @@ class Managed(Backbone):
         return self.backbone
 
     # What these share.
+
+    @property
+    def settled(self) -> tuple[Mapping[str, float], str] | None:
+        """Weights that hold whatever the image is, and why they do; None where a router is asked."""
+        if self._merged is not None:
+            return self._merged[0], "merged"
+        if self._off:
+            return {}, "disabled"
+        return None if self._fixed is None else (self._fixed, "user")
 
     def _read(self, weights: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(weights, Mapping):
@@ -253,5 +262,5 @@ class Managed(Backbone):
             )
 
     def _check_unmerged(self) -> None:
-        if self._kept is not None:
+        if self._merged is not None:
             raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")

@@ -99,6 +99,8 @@ class Adaptive(Managed):
     def judge(self, degraded: Tensor) -> tuple[Tensor, str]:
         """(B, C, H, W) -> shares (B, K) of the kinds, and what found them.
 
+        Filters that are merged, disabled or weighed by the user ask no router.
+
         Raises:
             RestoreKitError: the router knows other degradations, or there is none.
         """
@@ -106,9 +108,10 @@ class Adaptive(Managed):
         place = self.adapter.base.device
         if adapter.given is not None:
             return adapter.given.to(place), "given"
-        if self._fixed is not None:
-            row = torch.tensor([self._fixed.get(name, 0.0) for name in kinds], device=place)
-            return row.expand(len(degraded), -1), "user"
+        if self.settled is not None:
+            weights, source = self.settled
+            row = torch.tensor([weights.get(name, 0.0) for name in kinds], device=place)
+            return row.expand(len(degraded), -1), source
         name = adapter.router.name
         if name == "auto":
             name = "classifier" if adapter.classifier is not None else "only"
@@ -156,7 +159,7 @@ class Adaptive(Managed):
         return self._weights_of(self.judge(degraded)[0])
 
     def _weights_of(self, shares: Tensor) -> Tensor:
-        acted = largest(shares) if self.adapter.top1 and self._fixed is None else shares
+        acted = largest(shares) if self.adapter.top1 and self.settled is None else shares
         weights = acted[:, : len(self.adapter.names)]
         if self._scales:
             factors = [self._scales.get(name, 1.0) for name in self.adapter.names]
@@ -171,7 +174,7 @@ class Adaptive(Managed):
         """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
         # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
         with turn(self.backbone):
-            if self._off or self._kept is not None or not self.adapter.names:
+            if self._off or self._merged is not None or not self.adapter.names:
                 return fn(images)
             if len(images) == 1:
                 return self._mixed(fn, images, weights[0])

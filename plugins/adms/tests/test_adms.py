@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from restorekit.contracts import Backbone
+from restorekit.contracts import Backbone, Verdict
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, fingerprint
 from restorekit.registry import adapters, backbones
@@ -576,6 +576,25 @@ def test_routers_say_what_they_should():
     _, adaptive = adapter_of(network, router=lambda batch: torch.full((len(batch), 2), torch.nan))
     with pytest.raises(RestoreKitError, match="not finite"):
         adaptive(x)
+
+
+@pytest.mark.parametrize("router", ["auto", "uniform"])
+def test_merged_and_disabled_networks_ask_no_router(router):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network)
+    expected = network(x)
+    adapter.top1 = True
+    with adaptive.disable_adapter():
+        assert torch.equal(adaptive(x), expected)
+        assert adaptive.for_image(x, 0).verdict == Verdict({"rain": 0.0, "blur": 0.0}, "disabled")
+        assert adaptive.weights(x).tolist() == [[0.0, 0.0]]
+    adaptive.merge_adapter({"rain": 0.5})
+    assert torch.equal(adaptive(x), network(x)) and not torch.equal(network(x), expected)
+    assert adaptive.for_image(x, 24).verdict == Verdict({"rain": 0.5, "blur": 0.0}, "merged")
+    adaptive.unmerge_adapter()
+    adaptive.set_adapter("blur")
+    assert adaptive.for_image(x, 0).verdict.source == "user"
 
 
 def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
