@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -27,9 +28,6 @@ from restorekit_adms.routing import Route, RouterChoice
 FORMAT = "restorekit.adms/1"
 
 Train = Literal["deltas", "classifier", "all"]
-
-# Arguments that a file states: how it acts. The others say how it was made, or name other files.
-_STATED = ("degradations", "router", "none", "temperature", "top1", "mode", "widths")
 
 
 class Adms(Adapter):
@@ -60,7 +58,8 @@ class Adms(Adapter):
             degradation.
         none: name of one more kind for which the base acts alone, such as clean; empty for no such kind.
         temperature: divides the classifier's logits; above 1 mixes more.
-        top1: act by the largest share alone.
+        top1: act by the largest share alone. This, the temperature and ``none`` are, where left at their
+            defaults, those of the part that has the classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
         widths: features of the classifier's convolutions; fewer for a small base, beside which the published
@@ -134,23 +133,15 @@ class Adms(Adapter):
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
         self.deltas = nn.Module()
         self.classifier: Classifier | None = None
-        # What the classifier tells, in the order of its outputs: what was there when it was made.
-        self.told: tuple[str, ...] = ()
+        # What was asked for; what there is are the names of the filters.
         self._wanted = tuple(degradations)
-        self._stated = {
-            "router": router,
-            "none": none,
-            "temperature": temperature,
-            "top1": top1,
-            "mode": mode,
-        }
         self.base_parameters = 0
         self._data_kinds: tuple[str, ...] | None = None
         self._given: Tensor | None = None
         if self.parts:
             self._put_together()
-        told = self.router.name == "classifier" or train != "deltas"
-        if told and self.classifier is None and (self._wanted or self.names):
+        needed = self.router.name == "classifier" or train != "deltas"
+        if needed and self.classifier is None and (self._wanted or self.names):
             self._add_classifier()
         self._freeze()
 
@@ -213,9 +204,9 @@ class Adms(Adapter):
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))
-        if self.classifier is not None and not self.classifier.tells(self.told):
+        if self.classifier is not None and not self.classifier.is_in_order:
             raise WeightsError(
-                f"the classifier was not trained to tell {', '.join(self.told)}, in this order",
+                f"the classifier was not trained to tell {', '.join(self.classifier.kinds)}, in this order",
                 "leave out params.degradations and params.none: the file states them",
             )
         self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
@@ -281,15 +272,24 @@ class Adms(Adapter):
             self.drop(name)
         for name in self._wanted if found and self._wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
-        if any(key.startswith("classifier.") for key in tensors) and self.told != self.kinds:
+        told = self.classifier.kinds if self.classifier is not None else ()
+        if any(key.startswith("classifier.") for key in tensors) and told != self.kinds:
             self._add_classifier()
         self._freeze()
 
     def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return those that say how it acts, and the degradations in their order."""
-        stated = {key: value for key, value in given.items() if key in _STATED}
-        if self.classifier is not None and self.widths != WIDTHS:
-            stated["widths"] = list(self.widths)
+        """Return those that say how it acts by now, and the degradations in their order."""
+        # The others say how it was made, or name other files.
+        acts: dict[str, Any] = {
+            "router": self.router.argument,
+            "none": self.none,
+            "temperature": self.temperature,
+            "top1": self.top1,
+            "mode": self.mode,
+            "widths": WIDTHS if self.classifier is None else self.widths,
+        }
+        default = signature(Adms).parameters
+        stated = {key: value for key, value in acts.items() if value != default[key].default}
         return {**stated, "degradations": list(self.names or self._wanted)}
 
     def file_facts(self) -> Mapping[str, str]:
@@ -322,15 +322,13 @@ class Adms(Adapter):
             RestoreKitError: the classifier does not tell what there are filters for.
             OutputError: the file cannot be written.
         """
-        if self.classifier is not None and set(self.told) != set(self.kinds):
+        if self.classifier is not None and set(self.classifier.kinds) != set(self.kinds):
             raise RestoreKitError(
-                f"the classifier tells {', '.join(self.told)}, the filters are for {', '.join(self.kinds)}",
+                f"the classifier tells {', '.join(self.classifier.kinds)}, "
+                f"the filters are for {', '.join(self.kinds)}",
                 "save degradations alone with save_delta, or train the classifier again",
             )
-        arguments = {key: value for key, value in self._stated.items() if not callable(value)}
-        return files.write(
-            path, self.state_dict(), self.file_arguments(arguments), self.file_facts(), half=half
-        )
+        return files.write(path, self.state_dict(), self.file_arguments({}), self.file_facts(), half=half)
 
     def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
         """Write the filters of one degradation alone, to be put together with those of others.
@@ -383,7 +381,6 @@ class Adms(Adapter):
 
     def _put_together(self) -> None:
         """Take degradations and a classifier from the files that are named as parts."""
-        told: tuple[str, ...] = ()
         for path in self.parts:
             tensors, facts = files.read(path)
             stated = _stated(path, facts)
@@ -393,42 +390,51 @@ class Adms(Adapter):
                     raise unknown(name, self._wanted, "params.degradations")
                 self.load_delta(path, name)
             own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
-            if own and told:
+            if own and self.classifier is not None:
                 raise RestoreKitError(f"{path} has a second classifier", "leave one out")
             if own:
-                self.none = self.none or stated.get("none", "")
-                told = (*stated.get("degradations", ()), *([stated["none"]] if stated.get("none") else []))
-                self._add_classifier(told, stated.get("widths", ()))
-                assert self.classifier is not None
-                _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
+                self._take_classifier(own, stated)
         for name in (each for each in self._wanted if each in self.names):
             self.deltas._modules[name] = self.deltas._modules.pop(name)
-        if told and set(told) != set(self.kinds):
+        check_names(self.kinds)
+        if self.classifier is None:
+            return
+        if set(self.classifier.kinds) != set(self.kinds):
             raise WeightsError(
-                f"the classifier tells {', '.join(told)}, the parts are {', '.join(self.kinds)}",
+                f"the classifier tells {', '.join(self.classifier.kinds)}, "
+                f"the parts are {', '.join(self.kinds)}",
                 "train it on these: params: {train: classifier}, or leave it out of the parts",
             )
-        if told:
-            self._reorder(told)
+        self._reorder(self.classifier)
+
+    def _take_classifier(self, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
+        """Take the classifier of a part, and how its shares are acted by where nothing else was asked for."""
+        none: str = stated.get("none", "")
+        self.none = self.none or none
+        self.top1 = self.top1 or bool(stated.get("top1"))
+        if self.temperature == 1:
+            self.temperature = float(stated.get("temperature", 1))
+        told = (*stated.get("degradations", ()), *([none] if none else []))
+        classifier = self._add_classifier(told, stated.get("widths", ()))
+        _load(classifier, {key.removeprefix("classifier."): value for key, value in tensors.items()})
 
     @torch.no_grad()
-    def _reorder(self, told: Sequence[str]) -> None:
+    def _reorder(self, classifier: Classifier) -> None:
         """Bring the classifier's outputs into the order of the degradations here."""
-        assert self.classifier is not None
-        order = [list(told).index(name) for name in self.kinds]
-        head = self.classifier.head
+        order = [classifier.kinds.index(name) for name in self.kinds]
+        head = classifier.head
         head.weight.copy_(head.weight[order].clone())
         head.bias.copy_(head.bias[order].clone())
-        self.told = self.kinds
-        self.classifier.name(self.told)
+        classifier.name(self.kinds)
 
     # Training.
 
-    def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> None:
-        self.told = tuple(told) or self.kinds
+    def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> Classifier:
+        told = told or self.kinds
         self.widths = tuple(widths) or self.widths
-        self.classifier = Classifier(len(self.told), self.widths)
-        self.classifier.name(self.told)
+        self.classifier = Classifier(len(told), self.widths)
+        self.classifier.name(told)
+        return self.classifier
 
     def _freeze(self) -> None:
         """Leave gradients to what a run is to train."""
@@ -486,7 +492,7 @@ class Adms(Adapter):
             return None
         logits: Tensor = self.classifier(degraded)
         names = self._data_kinds or self.kinds
-        return logits[:, [self.told.index(name) for name in names]]
+        return logits[:, [self.classifier.kinds.index(name) for name in names]]
 
 
 def _by_degradation(tensors: Mapping[str, Tensor], order: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:

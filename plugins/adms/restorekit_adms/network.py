@@ -134,12 +134,13 @@ class Adaptive(Managed):
         return self._classified(degraded), "classifier"
 
     def _classified(self, degraded: Tensor) -> Tensor:
-        classifier, kinds, told = self.adapter.classifier, self.adapter.kinds, self.adapter.told
+        classifier, kinds = self.adapter.classifier, self.adapter.kinds
         if classifier is None:
             raise RestoreKitError(
                 "the adapter has no classifier",
                 "train one with params: {train: classifier}, or name a router, as router: uniform",
             )
+        told = classifier.kinds
         for name in told:
             if name not in kinds:
                 raise unknown(name, kinds, "the classifier tells it, and the adapter")

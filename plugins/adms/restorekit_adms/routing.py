@@ -68,6 +68,14 @@ class RouterChoice:
             )
         return cls(name, label=str(facts.pop("label", "")), options=facts)
 
+    @property
+    def argument(self) -> str | dict[str, Any]:
+        """What ``of`` reads this router from; a user's own, which no file can state, is not kept."""
+        if self.custom is not None:
+            return "auto"
+        options = {**({"label": self.label} if self.label else {}), **(self.options or {})}
+        return {"name": self.name, **options} if options else self.name
+
 
 def certain(label: str, kinds: Sequence[str], images: Tensor) -> Tensor:
     """Return (B, K) that says the same kind of every image.

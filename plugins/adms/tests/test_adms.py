@@ -243,6 +243,35 @@ def test_saved_adapter_comes_back_bit_for_bit(network, tmp_path):
     assert {v.dtype for k, v in load_file(small).items() if k.endswith(".idx")} == {torch.int32}
 
 
+def test_adapter_of_parts_acts_as_its_classifier_did_and_is_saved_so(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, none="clean", temperature=3.0, top1=True, router="classifier")
+    path = adapter.save(tmp_path / "whole.safetensors")
+    together = Adms(parts=[str(path)])
+    again = Adms.load(together.save(tmp_path / "again.safetensors"))
+    x = images(network, 2)
+    for each in (together, again):
+        assert (each.none, each.temperature, each.top1) == ("clean", 3.0, True)
+        found = each.attach(network).eval().requires_grad_(False)
+        assert torch.equal(found.judge(x)[0], adaptive.judge(x)[0])
+        assert torch.equal(found(x), adaptive(x))
+    assert Adms(parts=[str(path)], temperature=2.0).temperature == 2.0
+    clash = adapter_of(network, degradations=["clean"])[0].save_delta("clean", tmp_path / "clean.safetensors")
+    with pytest.raises(RestoreKitError, match="'clean'"):
+        Adms(parts=[str(clash), str(path)])
+
+
+def test_file_states_how_the_adapter_acts_by_now(tmp_path):
+    adapter, _ = adapter_of(network_of(), router={"name": "overlap", "steps": 2})
+    adapter.temperature, adapter.mode = 0.5, "soft"
+    again = Adms.load(adapter.save(tmp_path / "overlap.safetensors"))
+    assert (again.router, again.temperature, again.mode) == (adapter.router, 0.5, "soft")
+    adapter, _ = adapter_of(network_of(), router={"name": "oracle", "label": "blur"})
+    assert Adms.load(adapter.save(tmp_path / "oracle.safetensors")).router == adapter.router
+    adapter, _ = adapter_of(network_of(), router=lambda batch: torch.ones(len(batch), 2))
+    assert Adms.load(adapter.save(tmp_path / "custom.safetensors")).router.name == "auto"
+
+
 def test_classifier_that_is_read_with_names_in_another_order_is_refused(tmp_path):
     network = network_of()
     adapter, _ = adapter_of(network, router="classifier")
