@@ -64,6 +64,8 @@ class Adms(Adapter):
             ``Adaptive``.
         widths: features of the classifier's convolutions; fewer for a small base, beside which the published
             size would be most of the network.
+        combined: degradations whose filters were combined of those of others: they act by ``set_adapter`` or
+            an oracle, no other router chooses them.
         train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or
             ``all`` with the classifier's own shares.
 
@@ -96,6 +98,7 @@ class Adms(Adapter):
         top1: bool = False,
         mode: Mode = "auto",
         widths: Sequence[int] = WIDTHS,
+        combined: Sequence[str] = (),
         train: Train = "deltas",
     ) -> None:
         super().__init__()
@@ -119,7 +122,12 @@ class Adms(Adapter):
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
         check_names([*degradations, *([none] if none else [])])
         self.parts = tuple(parts)
-        for key, named in (("scores", self.choice.scores), ("specialists", self.choice.specialists)):
+        self.combined = tuple(combined)
+        for key, named in (
+            ("scores", self.choice.scores),
+            ("specialists", self.choice.specialists),
+            ("combined", self.combined),
+        ):
             for name in named:
                 if name not in degradations:
                     raise ConfigError(
@@ -154,8 +162,13 @@ class Adms(Adapter):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What a router chooses among: the degradations, then ``none`` where there is such a kind."""
+        """What verdicts speak of: the degradations, then ``none`` where there is such a kind."""
         return (*(self.names or self._wanted), *([self.none] if self.none else []))
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """The kinds that a router chooses among: all but the combined ones."""
+        return tuple(name for name in self.kinds if name not in self.combined)
 
     def delta(self, name: str) -> Delta:
         """Return the filters of a degradation.
@@ -185,6 +198,7 @@ class Adms(Adapter):
         """
         self.delta(name)
         del self.deltas._modules[name]
+        self.combined = tuple(each for each in self.combined if each != name)
 
     @property
     def base_hash(self) -> str:
@@ -268,12 +282,11 @@ class Adms(Adapter):
                 f"the file has filters for {', '.join(found)}, asked for were {', '.join(self._wanted)}",
                 "leave out params.degradations",
             )
-        for name in list(self.names):
-            self.drop(name)
+        self.deltas._modules.clear()
         for name in self._wanted if found and self._wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
         told = self.classifier.kinds if self.classifier is not None else ()
-        if any(key.startswith("classifier.") for key in tensors) and told != self.kinds:
+        if any(key.startswith("classifier.") for key in tensors) and told != self.routed:
             self._add_classifier()
         self._freeze()
 
@@ -287,6 +300,7 @@ class Adms(Adapter):
             "top1": self.top1,
             "mode": self.mode,
             "widths": WIDTHS if self.classifier is None else self.widths,
+            "combined": self.combined,
         }
         default = signature(Adms).parameters
         stated = {key: value for key, value in acts.items() if value != default[key].default}
@@ -322,10 +336,10 @@ class Adms(Adapter):
             RestoreKitError: the classifier does not tell what there are filters for.
             OutputError: the file cannot be written.
         """
-        if self.classifier is not None and set(self.classifier.kinds) != set(self.kinds):
+        if self.classifier is not None and set(self.classifier.kinds) != set(self.routed):
             raise RestoreKitError(
                 f"the classifier tells {', '.join(self.classifier.kinds)}, "
-                f"the filters are for {', '.join(self.kinds)}",
+                f"the filters are for {', '.join(self.routed)}",
                 "save degradations alone with save_delta, or train the classifier again",
             )
         return files.write(path, self.state_dict(), self.file_arguments({}), self.file_facts(), half=half)
@@ -389,6 +403,8 @@ class Adms(Adapter):
                 if self._wanted and name not in self._wanted:
                     raise unknown(name, self._wanted, "params.degradations")
                 self.load_delta(path, name)
+                if name in stated.get("combined", ()):
+                    self.combined = tuple(dict.fromkeys((*self.combined, name)))
             own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
             if own and self.classifier is not None:
                 raise RestoreKitError(f"{path} has a second classifier", "leave one out")
@@ -399,10 +415,10 @@ class Adms(Adapter):
         check_names(self.kinds)
         if self.classifier is None:
             return
-        if set(self.classifier.kinds) != set(self.kinds):
+        if set(self.classifier.kinds) != set(self.routed):
             raise WeightsError(
                 f"the classifier tells {', '.join(self.classifier.kinds)}, "
-                f"the parts are {', '.join(self.kinds)}",
+                f"the parts are {', '.join(self.routed)}",
                 "train it on these: params: {train: classifier}, or leave it out of the parts",
             )
         self._reorder(self.classifier)
@@ -414,23 +430,24 @@ class Adms(Adapter):
         self.top1 = self.top1 or bool(stated.get("top1"))
         if self.temperature == 1:
             self.temperature = float(stated.get("temperature", 1))
-        told = (*stated.get("degradations", ()), *([none] if none else []))
+        named = (*stated.get("degradations", ()), *([none] if none else []))
+        told = [name for name in named if name not in stated.get("combined", ())]
         classifier = self._add_classifier(told, stated.get("widths", ()))
         _load(classifier, {key.removeprefix("classifier."): value for key, value in tensors.items()})
 
     @torch.no_grad()
     def _reorder(self, classifier: Classifier) -> None:
         """Bring the classifier's outputs into the order of the degradations here."""
-        order = [classifier.kinds.index(name) for name in self.kinds]
+        order = [classifier.kinds.index(name) for name in self.routed]
         head = classifier.head
         head.weight.copy_(head.weight[order].clone())
         head.bias.copy_(head.bias[order].clone())
-        classifier.name(self.kinds)
+        classifier.name(self.routed)
 
     # Training.
 
     def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> Classifier:
-        told = told or self.kinds
+        told = told or self.routed
         self.widths = tuple(widths) or self.widths
         self.classifier = Classifier(len(told), self.widths)
         self.classifier.name(told)
@@ -448,7 +465,7 @@ class Adms(Adapter):
         Raises:
             RestoreKitError: a kind is unknown here, or a classifier would never see one of its kinds.
         """
-        known = self.kinds
+        known = self.routed
         alone = len(known) == 1 and len(names) <= 1
         names = known if alone else tuple(names)
         if not names:
@@ -491,7 +508,7 @@ class Adms(Adapter):
         if self.classifier is None or self.train_what == "deltas":
             return None
         logits: Tensor = self.classifier(degraded)
-        names = self._data_kinds or self.kinds
+        names = self._data_kinds or self.routed
         return logits[:, [self.classifier.kinds.index(name) for name in names]]
 
 

@@ -67,7 +67,9 @@ class Managed(Backbone):
         """The degradations whose filters may act now."""
         if self._off:
             return ()
-        return self.adapter.names if self._fixed is None else tuple(self._fixed)
+        if self._fixed is not None:
+            return tuple(self._fixed)
+        return tuple(name for name in self.adapter.names if name in self.adapter.routed)
 
     def add_adapter(
         self, name: str, scores: FilterScores | None = None, *, ratio: float | None = None
@@ -95,15 +97,16 @@ class Managed(Backbone):
         return self.adapter.save_delta(name, path, half=half)
 
     def delete_adapter(self, name: str) -> None:
-        """Forget the filters of a degradation.
+        """Forget the filters of a degradation, and its scale; the router is asked where no other was set.
 
         Raises:
             RestoreKitError: there are none.
         """
         self._check_unmerged()
         self.adapter.drop(name)
-        if self._fixed is not None:
-            self._fixed = {key: weight for key, weight in self._fixed.items() if key != name}
+        self._scales.pop(name, None)
+        if self._fixed is not None and name in self._fixed:
+            self._fixed = {key: weight for key, weight in self._fixed.items() if key != name} or None
 
     # Weighing.
 
@@ -160,7 +163,7 @@ class Managed(Backbone):
     ) -> dict[tuple[str, str], Overlap]:
         """Make filters of those of several degradations; return what each two of these have in common.
 
-        See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; none is routed to.
+        See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; no router chooses them.
 
         Raises:
             RestoreKitError: a name is unknown or taken, or there is no such way.
@@ -168,6 +171,7 @@ class Managed(Backbone):
         self._check_free(name)
         deltas = {each: self.adapter.delta(each) for each in weights}
         self.adapter.put(name, combined(self.backbone, deltas, weights, how, density=density, seed=seed))
+        self.adapter.combined += (name,)
         return {
             (one, other): overlap(self.backbone, deltas[one], deltas[other])
             for one, other in combinations(weights, 2)

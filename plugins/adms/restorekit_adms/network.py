@@ -104,7 +104,7 @@ class Adaptive(Managed):
         Raises:
             RestoreKitError: the router knows other degradations, or there is none.
         """
-        adapter, kinds = self.adapter, self.adapter.kinds
+        adapter, kinds, routed = self.adapter, self.adapter.kinds, self.adapter.routed
         place = self.adapter.base.device
         if adapter.given is not None:
             return adapter.given.to(place), "given"
@@ -116,21 +116,22 @@ class Adaptive(Managed):
         if name == "auto":
             name = "classifier" if adapter.classifier is not None else "only"
         if name == "only":
-            if len(kinds) != 1:
+            if len(routed) != 1:
                 raise RestoreKitError(
-                    f"nothing tells {', '.join(kinds)} apart: the adapter has no classifier",
+                    f"nothing tells {', '.join(routed)} apart: the adapter has no classifier",
                     "train one with params: {train: classifier}, or name a router, as router: uniform",
                 )
-            return certain(kinds[0], kinds, self._here(degraded)), "only"
+            return certain(routed[0], kinds, self._here(degraded)), "only"
         if name == "oracle":
             return certain(adapter.router.label, kinds, self._here(degraded)), "oracle"
         if name == "uniform":
-            return uniform(kinds, self._here(degraded)), "uniform"
+            return self._of_kinds(uniform(routed, self._here(degraded)), routed), "uniform"
         if name == "overlap":
             return torch.cat([overlap_shares(self, image) for image in torch.split(degraded, 1)]), "overlap"
         if name == "custom":
             assert adapter.router.custom is not None
-            return checked(adapter.router.custom(degraded), degraded, kinds).to(place), "custom"
+            shares = checked(adapter.router.custom(degraded), degraded, routed)
+            return self._of_kinds(shares.to(place), routed), "custom"
         return self._classified(degraded), "classifier"
 
     def _classified(self, degraded: Tensor) -> Tensor:
@@ -148,11 +149,16 @@ class Adaptive(Managed):
         # Softmax in half precision would round the shares; in double there is nothing to widen.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shares = (logits / self.adapter.temperature).softmax(1)
-        if told == kinds:
-            return shares
         # Filters that came after the classifier take no part.
+        return self._of_kinds(shares, told)
+
+    def _of_kinds(self, shares: Tensor, names: Sequence[str]) -> Tensor:
+        """Return shares of the kinds of these names as (B, K), nothing for the others."""
+        kinds = self.adapter.kinds
+        if tuple(names) == kinds:
+            return shares
         known = shares.new_zeros(len(shares), len(kinds))
-        known[:, [kinds.index(name) for name in told]] = shares
+        known[:, [kinds.index(name) for name in names]] = shares
         return known
 
     def weights(self, degraded: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from restorekit.errors import ConfigError, RestoreKitError, near
 from restorekit_adms.naming import unknown
 
-# (B, C, H, W) -> (B, K), rows that sum to one.
+# (B, C, H, W) -> (B, K), rows that sum to one; of the kinds that are routed to.
 Route = Callable[[Tensor], Tensor]
 
 ROUTERS = ("auto", "classifier", "oracle", "uniform", "overlap")

@@ -446,6 +446,60 @@ def test_adapters_come_and_go():
     assert trained == 0 and total == sum(p.numel() for p in (*network.parameters(), *adapter.parameters()))
 
 
+def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
+    adapter, adaptive = adapter_of(network_of())
+    x = images(adaptive)
+    expected = adaptive(x)
+    rain = copy.deepcopy(adapter.delta("rain"))
+    adaptive.set_scale("rain", 0.1)
+    adaptive.set_adapter("rain")
+    adaptive.delete_adapter("rain")
+    assert adaptive.active_adapters == ("blur",) and adaptive.judge(x)[1] == "uniform"
+    blur = copy.deepcopy(adapter.delta("blur"))
+    adaptive.set_adapter({})
+    adaptive.delete_adapter("blur")
+    assert adaptive.judge(x)[1] == "user", "no weight at all was asked for"
+    adaptive.set_adapter(None)
+    adapter.put("rain", rain)
+    adapter.put("blur", blur)
+    assert torch.equal(adaptive(x), expected)
+
+
+@pytest.mark.parametrize(
+    "router",
+    ["uniform", "classifier", {"name": "overlap", "steps": 2}, lambda x: torch.full((len(x), 2), 0.5)],
+)
+def test_combined_filters_are_not_routed_to(router, tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network, 2)
+    expected, shares = adaptive(x), adaptive.judge(x)[0]
+    adaptive.combine("both", {"rain": 1.0, "blur": 1.0})
+    # The order of the filters in a mixture, and so rounding, may change; the shares do not.
+    torch.testing.assert_close(adaptive(x), expected)
+    assert torch.equal(adaptive.judge(x)[0], torch.nn.functional.pad(shares, (0, 1)))
+    assert adaptive.active_adapters == ("rain", "blur")
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors"))
+    parts = Adms(parts=[str(tmp_path / "adms.safetensors")])
+    assert again.routed == parts.routed == ("rain", "blur") and again.names == ("rain", "blur", "both")
+    adaptive.set_adapter("both")
+    found = again.attach(network).eval().requires_grad_(False)
+    found.set_adapter("both")
+    assert torch.equal(found(x), adaptive(x)) and not torch.equal(found(x), expected)
+
+
+def test_only_degradation_stays_the_only_one_when_others_are_combined_of_it():
+    adapter, adaptive = adapter_of(network_of(), router="auto", degradations=["rain"])
+    x = images(adaptive)
+    expected = adaptive(x)
+    adaptive.combine("drizzle", {"rain": 0.5})
+    assert torch.equal(adaptive(x), expected)
+    adaptive.delete_adapter("drizzle")
+    adapter.put("drizzle", copy.deepcopy(adapter.delta("rain")))
+    with pytest.raises(RestoreKitError, match="nothing tells rain, drizzle apart"):
+        adaptive(x)
+
+
 def test_scale_multiplies_what_is_added():
     network = network_of()
     _, adaptive = adapter_of(network)
