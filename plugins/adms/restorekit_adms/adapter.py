@@ -47,7 +47,8 @@ class Adms(Adapter):
         unit: what counts as one filter: ``kernel``, ``out`` or ``weight``; that of the scores where given.
         scope: choose over the whole ``network``, or in each ``layer``.
         share: largest part of one layer that may be chosen.
-        exclusive: give a filter that several degradations chose to the one that it scores highest for.
+        exclusive: give a filter that several degradations chose to the one that it scores highest for; those
+            that come later leave to the others what they have, and go without a replacement.
         mask: ``scores``, or ``random``: as many filters by chance, a control.
         seed: of that chance.
         vectors: ``all`` also adds to every bias, norm and scale.
@@ -259,9 +260,11 @@ class Adms(Adapter):
             ratio: share of the filters; the adapter's when not given.
 
         Raises:
-            RestoreKitError: scores are of another base or of different filters, or the ratio is too small.
+            RestoreKitError: scores are of another base or of different filters, the ratio is too small, or
+                others have all the filters that were chosen and filters are exclusive.
         """
-        for name, delta in self.choice.among(backbone, scores, ratio).items():
+        others = [self.delta(name) for name in self.names if name not in scores]
+        for name, delta in self.choice.among(backbone, scores, ratio, others=others).items():
             self.put(name, delta)
 
     # Files.

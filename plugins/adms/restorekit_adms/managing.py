@@ -76,13 +76,16 @@ class Managed(Backbone):
     ) -> None:
         """Give a degradation filters, at zero: the best by scores, or as many by chance.
 
+        Where the adapter's filters are exclusive, those that others have are left out.
+
         Args:
             name: of the degradation.
             scores: for this base; by chance without.
             ratio: share of the network's filters; the adapter's when not given.
 
         Raises:
-            RestoreKitError: the name cannot be used, or the scores are of another base.
+            RestoreKitError: the name cannot be used, the scores are of another base, or others have
+                all of these filters.
         """
         self._check_free(name)
         self.adapter.choose(self.backbone, {name: scores}, ratio)

@@ -18,7 +18,7 @@ from restorekit.testing import check_adapter
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_adms.adapter import Adms
 from restorekit_adms.classifier import Classifier
-from restorekit_adms.deltas import Delta, vectors_of
+from restorekit_adms.deltas import Delta, units_of, vectors_of
 from restorekit_adms.files import inspect
 from restorekit_adms.network import Adaptive
 
@@ -420,6 +420,37 @@ def test_scores_choose_the_best_and_exclusive_filters_go_to_the_higher_score():
     overlap = Adaptive(network, adapter).combine("both", {"rain": 1, "blur": 1})["rain", "blur"]
     assert overlap.shared == 0
     assert next(adapter.delta("blur").leaves())[1].idx.tolist()[:2] == [0, 1]
+
+
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_exclusive_filters_of_others_are_left_to_them_by_who_comes_later(unit):
+    network = network_of()
+    table, base = FilterTable.of(network, unit), fingerprint(network.state_dict())
+    scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
+    adapter, adaptive = adapter_of(network, degradations=["rain"], exclusive=True, vectors="all")
+    adapter.choice = replace(adapter.choice, mask="scores")
+    before = bits(adapter.delta("rain"))
+    adaptive.add_adapter("noise", scores, ratio=0.2)
+    adapter.choice = replace(adapter.choice, exclusive=False)
+    adaptive.add_adapter("greedy", scores, ratio=0.2)
+    assert same(bits(adapter.delta("rain")), before)
+    places = [
+        {
+            (name, place)
+            for name, leaf in adapter.delta(kind).leaves()
+            if not leaf.is_vector
+            for place in leaf.elements(name, units_of(network, adapter.delta(kind))).tolist()
+        }
+        for kind in ("rain", "noise", "greedy")
+    ]
+    rain, noise, greedy = places
+    assert rain & greedy and not rain & noise and noise < greedy
+    if unit != "out":
+        # Filters that are as small as rain's, or smaller, are left out one by one.
+        assert noise == greedy - rain
+    adapter.choice = replace(adapter.choice, exclusive=True)
+    with pytest.raises(RestoreKitError, match="other degradations have all the filters that were chosen for"):
+        adaptive.add_adapter("again", scores, ratio=0.2)
 
 
 # Verbs.
