@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -28,9 +29,6 @@ FORMAT = "restorekit.adms/1"
 
 Train = Literal["deltas", "classifier", "all"]
 
-# Arguments that a file states: how it acts. The others say how it was made, or name other files.
-_STATED = ("degradations", "router", "none", "temperature", "top1", "mode", "widths")
-
 
 class Adms(Adapter):
     """Filters dedicated to each degradation, mixed for each image: theta_um + sum_d c_d * delta_d on masks.
@@ -49,7 +47,8 @@ class Adms(Adapter):
         unit: what counts as one filter: ``kernel``, ``out`` or ``weight``; that of the scores where given.
         scope: choose over the whole ``network``, or in each ``layer``.
         share: largest part of one layer that may be chosen.
-        exclusive: give a filter that several degradations chose to the one that it scores highest for.
+        exclusive: give a filter that several degradations chose to the one that it scores highest for; those
+            that come later leave to the others what they have, and go without a replacement.
         mask: ``scores``, or ``random``: as many filters by chance, a control.
         seed: of that chance.
         vectors: ``all`` also adds to every bias, norm and scale.
@@ -60,11 +59,14 @@ class Adms(Adapter):
             degradation.
         none: name of one more kind for which the base acts alone, such as clean; empty for no such kind.
         temperature: divides the classifier's logits; above 1 mixes more.
-        top1: act by the largest share alone.
+        top1: act by the largest share alone. This, the temperature and ``none`` are, where left at their
+            defaults, those of the part that has the classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
         widths: features of the classifier's convolutions; fewer for a small base, beside which the published
             size would be most of the network.
+        combined: degradations whose filters were combined of those of others: they act by ``set_adapter`` or
+            an oracle, no other router chooses them.
         train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or
             ``all`` with the classifier's own shares.
 
@@ -97,6 +99,7 @@ class Adms(Adapter):
         top1: bool = False,
         mode: Mode = "auto",
         widths: Sequence[int] = WIDTHS,
+        combined: Sequence[str] = (),
         train: Train = "deltas",
     ) -> None:
         super().__init__()
@@ -120,7 +123,12 @@ class Adms(Adapter):
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
         check_names([*degradations, *([none] if none else [])])
         self.parts = tuple(parts)
-        for key, named in (("scores", self.choice.scores), ("specialists", self.choice.specialists)):
+        self.combined = tuple(combined)
+        for key, named in (
+            ("scores", self.choice.scores),
+            ("specialists", self.choice.specialists),
+            ("combined", self.combined),
+        ):
             for name in named:
                 if name not in degradations:
                     raise ConfigError(
@@ -134,23 +142,15 @@ class Adms(Adapter):
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
         self.deltas = nn.Module()
         self.classifier: Classifier | None = None
-        # What the classifier tells, in the order of its outputs: what was there when it was made.
-        self.told: tuple[str, ...] = ()
+        # What was asked for; what there is are the names of the filters.
         self._wanted = tuple(degradations)
-        self._stated = {
-            "router": router,
-            "none": none,
-            "temperature": temperature,
-            "top1": top1,
-            "mode": mode,
-        }
         self.base_parameters = 0
         self._data_kinds: tuple[str, ...] | None = None
         self._given: Tensor | None = None
         if self.parts:
             self._put_together()
-        told = self.router.name == "classifier" or train != "deltas"
-        if told and self.classifier is None and (self._wanted or self.names):
+        needed = self.router.name == "classifier" or train != "deltas"
+        if needed and self.classifier is None and (self._wanted or self.names):
             self._add_classifier()
         self._freeze()
 
@@ -163,8 +163,13 @@ class Adms(Adapter):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What a router chooses among: the degradations, then ``none`` where there is such a kind."""
+        """What verdicts speak of: the degradations, then ``none`` where there is such a kind."""
         return (*(self.names or self._wanted), *([self.none] if self.none else []))
+
+    @property
+    def routed(self) -> tuple[str, ...]:
+        """The kinds that a router chooses among: all but the combined ones."""
+        return tuple(name for name in self.kinds if name not in self.combined)
 
     def delta(self, name: str) -> Delta:
         """Return the filters of a degradation.
@@ -194,6 +199,7 @@ class Adms(Adapter):
         """
         self.delta(name)
         del self.deltas._modules[name]
+        self.combined = tuple(each for each in self.combined if each != name)
 
     @property
     def base_hash(self) -> str:
@@ -213,9 +219,9 @@ class Adms(Adapter):
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))
-        if self.classifier is not None and not self.classifier.tells(self.told):
+        if self.classifier is not None and not self.classifier.is_in_order:
             raise WeightsError(
-                f"the classifier was not trained to tell {', '.join(self.told)}, in this order",
+                f"the classifier was not trained to tell {', '.join(self.classifier.kinds)}, in this order",
                 "leave out params.degradations and params.none: the file states them",
             )
         self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
@@ -254,9 +260,11 @@ class Adms(Adapter):
             ratio: share of the filters; the adapter's when not given.
 
         Raises:
-            RestoreKitError: scores are of another base or of different filters, or the ratio is too small.
+            RestoreKitError: scores are of another base or of different filters, the ratio is too small, or
+                others have all the filters that were chosen and filters are exclusive.
         """
-        for name, delta in self.choice.among(backbone, scores, ratio).items():
+        others = [self.delta(name) for name in self.names if name not in scores]
+        for name, delta in self.choice.among(backbone, scores, ratio, others=others).items():
             self.put(name, delta)
 
     # Files.
@@ -277,19 +285,28 @@ class Adms(Adapter):
                 f"the file has filters for {', '.join(found)}, asked for were {', '.join(self._wanted)}",
                 "leave out params.degradations",
             )
-        for name in list(self.names):
-            self.drop(name)
+        self.deltas._modules.clear()
         for name in self._wanted if found and self._wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
-        if any(key.startswith("classifier.") for key in tensors) and self.told != self.kinds:
+        told = self.classifier.kinds if self.classifier is not None else ()
+        if any(key.startswith("classifier.") for key in tensors) and told != self.routed:
             self._add_classifier()
         self._freeze()
 
     def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return those that say how it acts, and the degradations in their order."""
-        stated = {key: value for key, value in given.items() if key in _STATED}
-        if self.classifier is not None and self.widths != WIDTHS:
-            stated["widths"] = list(self.widths)
+        """Return those that say how it acts by now, and the degradations in their order."""
+        # The others say how it was made, or name other files.
+        acts: dict[str, Any] = {
+            "router": self.router.argument,
+            "none": self.none,
+            "temperature": self.temperature,
+            "top1": self.top1,
+            "mode": self.mode,
+            "widths": WIDTHS if self.classifier is None else self.widths,
+            "combined": self.combined,
+        }
+        default = signature(Adms).parameters
+        stated = {key: value for key, value in acts.items() if value != default[key].default}
         return {**stated, "degradations": list(self.names or self._wanted)}
 
     def file_facts(self) -> Mapping[str, str]:
@@ -322,15 +339,13 @@ class Adms(Adapter):
             RestoreKitError: the classifier does not tell what there are filters for.
             OutputError: the file cannot be written.
         """
-        if self.classifier is not None and set(self.told) != set(self.kinds):
+        if self.classifier is not None and set(self.classifier.kinds) != set(self.routed):
             raise RestoreKitError(
-                f"the classifier tells {', '.join(self.told)}, the filters are for {', '.join(self.kinds)}",
+                f"the classifier tells {', '.join(self.classifier.kinds)}, "
+                f"the filters are for {', '.join(self.routed)}",
                 "save degradations alone with save_delta, or train the classifier again",
             )
-        arguments = {key: value for key, value in self._stated.items() if not callable(value)}
-        return files.write(
-            path, self.state_dict(), self.file_arguments(arguments), self.file_facts(), half=half
-        )
+        return files.write(path, self.state_dict(), self.file_arguments({}), self.file_facts(), half=half)
 
     def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
         """Write the filters of one degradation alone, to be put together with those of others.
@@ -383,7 +398,6 @@ class Adms(Adapter):
 
     def _put_together(self) -> None:
         """Take degradations and a classifier from the files that are named as parts."""
-        told: tuple[str, ...] = ()
         for path in self.parts:
             tensors, facts = files.read(path)
             stated = _stated(path, facts)
@@ -392,43 +406,55 @@ class Adms(Adapter):
                 if self._wanted and name not in self._wanted:
                     raise unknown(name, self._wanted, "params.degradations")
                 self.load_delta(path, name)
+                if name in stated.get("combined", ()):
+                    self.combined = tuple(dict.fromkeys((*self.combined, name)))
             own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
-            if own and told:
+            if own and self.classifier is not None:
                 raise RestoreKitError(f"{path} has a second classifier", "leave one out")
             if own:
-                self.none = self.none or stated.get("none", "")
-                told = (*stated.get("degradations", ()), *([stated["none"]] if stated.get("none") else []))
-                self._add_classifier(told, stated.get("widths", ()))
-                assert self.classifier is not None
-                _load(self.classifier, {key.removeprefix("classifier."): value for key, value in own.items()})
+                self._take_classifier(own, stated)
         for name in (each for each in self._wanted if each in self.names):
             self.deltas._modules[name] = self.deltas._modules.pop(name)
-        if told and set(told) != set(self.kinds):
+        check_names(self.kinds)
+        if self.classifier is None:
+            return
+        if set(self.classifier.kinds) != set(self.routed):
             raise WeightsError(
-                f"the classifier tells {', '.join(told)}, the parts are {', '.join(self.kinds)}",
+                f"the classifier tells {', '.join(self.classifier.kinds)}, "
+                f"the parts are {', '.join(self.routed)}",
                 "train it on these: params: {train: classifier}, or leave it out of the parts",
             )
-        if told:
-            self._reorder(told)
+        self._reorder(self.classifier)
+
+    def _take_classifier(self, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
+        """Take the classifier of a part, and how its shares are acted by where nothing else was asked for."""
+        none: str = stated.get("none", "")
+        self.none = self.none or none
+        self.top1 = self.top1 or bool(stated.get("top1"))
+        if self.temperature == 1:
+            self.temperature = float(stated.get("temperature", 1))
+        named = (*stated.get("degradations", ()), *([none] if none else []))
+        told = [name for name in named if name not in stated.get("combined", ())]
+        classifier = self._add_classifier(told, stated.get("widths", ()))
+        _load(classifier, {key.removeprefix("classifier."): value for key, value in tensors.items()})
 
     @torch.no_grad()
-    def _reorder(self, told: Sequence[str]) -> None:
+    def _reorder(self, classifier: Classifier) -> None:
         """Bring the classifier's outputs into the order of the degradations here."""
-        assert self.classifier is not None
-        order = [list(told).index(name) for name in self.kinds]
-        head = self.classifier.head
+        order = [classifier.kinds.index(name) for name in self.routed]
+        head = classifier.head
         head.weight.copy_(head.weight[order].clone())
         head.bias.copy_(head.bias[order].clone())
-        self.told = self.kinds
-        self.classifier.name(self.told)
+        classifier.name(self.routed)
 
     # Training.
 
-    def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> None:
-        self.told = tuple(told) or self.kinds
+    def _add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> Classifier:
+        told = told or self.routed
         self.widths = tuple(widths) or self.widths
-        self.classifier = Classifier(len(self.told), self.widths)
-        self.classifier.name(self.told)
+        self.classifier = Classifier(len(told), self.widths)
+        self.classifier.name(told)
+        return self.classifier
 
     def _freeze(self) -> None:
         """Leave gradients to what a run is to train."""
@@ -442,7 +468,7 @@ class Adms(Adapter):
         Raises:
             RestoreKitError: a kind is unknown here, or a classifier would never see one of its kinds.
         """
-        known = self.kinds
+        known = self.routed
         alone = len(known) == 1 and len(names) <= 1
         names = known if alone else tuple(names)
         if not names:
@@ -485,8 +511,8 @@ class Adms(Adapter):
         if self.classifier is None or self.train_what == "deltas":
             return None
         logits: Tensor = self.classifier(degraded)
-        names = self._data_kinds or self.kinds
-        return logits[:, [self.told.index(name) for name in names]]
+        names = self._data_kinds or self.routed
+        return logits[:, [self.classifier.kinds.index(name) for name in names]]
 
 
 def _by_degradation(tensors: Mapping[str, Tensor], order: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
 from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, select
 from restorekit.weights import read_tensors
-from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, vectors_of
+from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, units_of, vectors_of
 
 Mask = Literal["scores", "random"]
 Init = Literal["zeros", "copy"]
@@ -77,7 +77,12 @@ class Choice:
         return found
 
     def among(
-        self, backbone: nn.Module, scores: Mapping[str, FilterScores | None], ratio: float | None = None
+        self,
+        backbone: nn.Module,
+        scores: Mapping[str, FilterScores | None],
+        ratio: float | None = None,
+        *,
+        others: Iterable[Delta] = (),
     ) -> dict[str, Delta]:
         """Return filters for degradations, at zero.
 
@@ -85,9 +90,12 @@ class Choice:
             backbone: the base.
             scores: by degradation; None for filters by chance.
             ratio: share of the filters; the own one when not given.
+            others: that have filters already, and keep them where filters are exclusive: what these scored
+                there is not known any more.
 
         Raises:
-            RestoreKitError: scores are of another base or of different filters, or the ratio is too small.
+            RestoreKitError: scores are of another base or of different filters, the ratio is too small, or
+                others have all the filters that were chosen.
         """
         given = [each for each in scores.values() if each]
         for each in given:
@@ -107,7 +115,8 @@ class Choice:
             for name, each in values.items()
         }
         if self.exclusive:
-            chosen = _exclusive(chosen, values)
+            held = _held(backbone, table, others)
+            chosen = {name: _free(name, each, held) for name, each in _exclusive(chosen, values).items()}
         vectors = vectors_of(backbone) if self.vectors == "all" else {}
         found = {}
         for name, filters in chosen.items():
@@ -171,3 +180,24 @@ def _exclusive(chosen: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> di
         held[row, chosen[name]] = values[name][chosen[name]].float()
     best = held.argmax(0)
     return {name: filters[best[filters] == row] for row, (name, filters) in enumerate(chosen.items())}
+
+
+def _held(backbone: nn.Module, table: FilterTable, deltas: Iterable[Delta]) -> Tensor:
+    """Return which filters of a table (F,) deltas add to; vectors are everyone's."""
+    masks = {tensor.name: torch.zeros(tensor.parameters, dtype=torch.bool) for tensor in table}
+    for delta in deltas:
+        units = units_of(backbone, delta)
+        for name, leaf in delta.leaves():
+            if name in masks and not leaf.is_vector:
+                masks[name][leaf.elements(name, units).cpu()] = True
+    return torch.cat([tensor.rows(masks[tensor.name].view(tensor.shape)).any(1) for tensor in table])
+
+
+def _free(name: str, filters: Tensor, held: Tensor) -> Tensor:
+    free = filters[~held.to(filters.device)[filters]]
+    if len(filters) and not len(free):
+        raise RestoreKitError(
+            f"other degradations have all the filters that were chosen for {name}",
+            "raise the ratio, or set params.exclusive: false",
+        )
+    return free

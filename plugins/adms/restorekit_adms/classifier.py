@@ -31,12 +31,16 @@ class Classifier(nn.Module):
     Args:
         kinds: K.
         widths: features of each convolution; every one halves the sides.
+
+    Attributes:
+        kinds: what its outputs are called, in their order; empty before ``name``.
     """
 
     order: Tensor
 
     def __init__(self, kinds: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
+        self.kinds: tuple[str, ...] = ()
         self._stride = 2 ** len(widths)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *widths), widths, strict=False):
@@ -46,12 +50,14 @@ class Classifier(nn.Module):
         # Which kind each output is: a file that is read with names in another order is noticed by it.
         self.register_buffer("order", torch.zeros(32, dtype=torch.uint8))
 
-    def tells(self, kinds: Sequence[str]) -> bool:
-        """Whether these are the kinds of its outputs, in this order."""
-        return self.order.is_meta or bytes(self.order.cpu().tolist()) == _hash(kinds)
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the weights that it was given are of its kinds, in this order."""
+        return self.order.is_meta or bytes(self.order.cpu().tolist()) == _hash(self.kinds)
 
     def name(self, kinds: Sequence[str]) -> None:
         """Say which kinds its outputs are."""
+        self.kinds = tuple(kinds)
         self.order.copy_(torch.tensor(list(_hash(kinds)), dtype=torch.uint8))
 
     def forward(self, images: Tensor) -> Tensor:

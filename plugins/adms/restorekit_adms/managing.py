@@ -17,8 +17,9 @@ from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
-from restorekit_adms.mixing import Mixer
+from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
+from restorekit_adms.sharing import turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -41,8 +42,8 @@ class Managed(Backbone):
         self._fixed: dict[str, float] | None = None
         self._scales: dict[str, float] = {}
         self._off = False
-        # What stood in the base before filters were merged into it.
-        self._kept: list[Tensor] | None = None
+        # Weights by which filters are merged into the base, and what stood there before.
+        self._merged: tuple[dict[str, float], Kept] | None = None
         _ = self.mixer
 
     @property
@@ -53,10 +54,11 @@ class Managed(Backbone):
             WeightsError: they do not fit the backbone.
         """
         own = tuple(self.adapter.deltas._modules.items())
-        if self._mixer is None or self._own != own or not self._mixer.is_current:
-            deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
-            self._mixer, self._own = Mixer(self.backbone, deltas), own
-        return self._mixer
+        with turn(self.backbone):
+            if self._mixer is None or self._own != own or not self._mixer.is_current:
+                deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
+                self._mixer, self._own = Mixer(self.backbone, deltas), own
+            return self._mixer
 
     # Coming and going.
 
@@ -65,12 +67,16 @@ class Managed(Backbone):
         """The degradations whose filters may act now."""
         if self._off:
             return ()
-        return self.adapter.names if self._fixed is None else tuple(self._fixed)
+        if self._fixed is not None:
+            return tuple(self._fixed)
+        return tuple(name for name in self.adapter.names if name in self.adapter.routed)
 
     def add_adapter(
         self, name: str, scores: FilterScores | None = None, *, ratio: float | None = None
     ) -> None:
         """Give a degradation filters, at zero: the best by scores, or as many by chance.
+
+        Where the adapter's filters are exclusive, those that others have are left out.
 
         Args:
             name: of the degradation.
@@ -78,7 +84,8 @@ class Managed(Backbone):
             ratio: share of the network's filters; the adapter's when not given.
 
         Raises:
-            RestoreKitError: the name cannot be used, or the scores are of another base.
+            RestoreKitError: the name cannot be used, the scores are of another base, or others have
+                all of these filters.
         """
         self._check_free(name)
         self.adapter.choose(self.backbone, {name: scores}, ratio)
@@ -93,15 +100,16 @@ class Managed(Backbone):
         return self.adapter.save_delta(name, path, half=half)
 
     def delete_adapter(self, name: str) -> None:
-        """Forget the filters of a degradation.
+        """Forget the filters of a degradation, and its scale; the router is asked where no other was set.
 
         Raises:
             RestoreKitError: there are none.
         """
         self._check_unmerged()
         self.adapter.drop(name)
-        if self._fixed is not None:
-            self._fixed = {key: weight for key, weight in self._fixed.items() if key != name}
+        self._scales.pop(name, None)
+        if self._fixed is not None and name in self._fixed:
+            self._fixed = {key: weight for key, weight in self._fixed.items() if key != name} or None
 
     # Weighing.
 
@@ -158,7 +166,7 @@ class Managed(Backbone):
     ) -> dict[tuple[str, str], Overlap]:
         """Make filters of those of several degradations; return what each two of these have in common.
 
-        See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; none is routed to.
+        See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; no router chooses them.
 
         Raises:
             RestoreKitError: a name is unknown or taken, or there is no such way.
@@ -166,6 +174,7 @@ class Managed(Backbone):
         self._check_free(name)
         deltas = {each: self.adapter.delta(each) for each in weights}
         self.adapter.put(name, combined(self.backbone, deltas, weights, how, density=density, seed=seed))
+        self.adapter.combined += (name,)
         return {
             (one, other): overlap(self.backbone, deltas[one], deltas[other])
             for one, other in combinations(weights, 2)
@@ -183,25 +192,27 @@ class Managed(Backbone):
         Raises:
             RestoreKitError: there is no one mixture, filters are merged already, or they are not finite.
         """
-        self._check_unmerged()
         given = self._fixed if weights is None else self._read(weights)
         if given is None:
             raise RestoreKitError(
                 "the router decides for each image, there is no one mixture to merge",
                 "name the weights, as {'rain': 1.0}",
             )
-        kept = self.mixer.write(self._row(given), check=safe_merge)
-        if not kept:
-            raise RestoreKitError(
-                "the merged filters are not finite, nothing was merged", "train the adapter again"
-            )
-        self._kept = kept
+        with turn(self.backbone):
+            self._check_unmerged()
+            kept = self.mixer.write(self._row(given), check=safe_merge)
+            if kept is None:
+                raise RestoreKitError(
+                    "the merged filters are not finite, nothing was merged", "train the adapter again"
+                )
+            self._merged = given, kept
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
-        if self._kept is not None:
-            self.mixer.put_back(self._kept)
-            self._kept = None
+        with turn(self.backbone):
+            if self._merged is not None:
+                self._merged[1].put_back()
+                self._merged = None
 
     def merge_and_unload(
         self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
@@ -211,11 +222,12 @@ class Managed(Backbone):
         Raises:
             RestoreKitError: as ``merge_adapter``.
         """
-        self.merge_adapter(weights, safe_merge=safe_merge)
-        try:
-            return copy.deepcopy(self.backbone)
-        finally:
-            self.unmerge_adapter()
+        with turn(self.backbone):
+            self.merge_adapter(weights, safe_merge=safe_merge)
+            try:
+                return copy.deepcopy(self.backbone)
+            finally:
+                self.unmerge_adapter()
 
     def unload(self) -> Backbone:
         """Return the base as it was given."""
@@ -223,6 +235,15 @@ class Managed(Backbone):
         return self.backbone
 
     # What these share.
+
+    @property
+    def settled(self) -> tuple[Mapping[str, float], str] | None:
+        """Weights that hold whatever the image is, and why they do; None where a router is asked."""
+        if self._merged is not None:
+            return self._merged[0], "merged"
+        if self._off:
+            return {}, "disabled"
+        return None if self._fixed is None else (self._fixed, "user")
 
     def _read(self, weights: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
         if not isinstance(weights, Mapping):
@@ -248,5 +269,5 @@ class Managed(Backbone):
             )
 
     def _check_unmerged(self) -> None:
-        if self._kept is not None:
+        if self._merged is not None:
             raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from restorekit_adms.deltas import Delta, SparseTensor, units_of
+from restorekit_adms.sharing import turn
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,31 @@ class _Place:
         return line.view([like.shape[axis] for axis in self.order]).permute(back)
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What stands, or stood, at some places of a network.
+
+    Attributes:
+        network: whose they are.
+        places: as they were then; its tensors may have moved since, or be laid out otherwise.
+        contents: at the elements of each.
+    """
+
+    network: nn.Module
+    places: Sequence[_Place]
+    contents: Sequence[Tensor]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Write into the network's own tensors, bit for bit."""
+        with turn(self.network):
+            for place, content in zip(self.places, self.contents, strict=True):
+                tensor = place.tensor.permute(place.order)
+                # By coordinates, not along the memory, which another layout gives another order.
+                where = torch.unravel_index(place.elements.to(tensor.device), tensor.shape)
+                tensor[where] = content.to(tensor)
+
+
 class Mixer:
     """Where the deltas of several degradations fall in one network.
 
@@ -82,7 +108,7 @@ class Mixer:
             for name, parameter in module._parameters.items()
             if parameter is not None
         }
-        self._owners = owners
+        self._network, self._owners = network, owners
         parts: dict[str, list[tuple[int, SparseTensor, Tensor]]] = {}
         for index, delta in enumerate(deltas.values()):
             units = units_of(network, delta)
@@ -151,8 +177,20 @@ class Mixer:
         """Lend the network tensors with the mixture in them for a while; its own are never written to.
 
         They are a copy of those that are added to, made once: only the numbers that change are written, in
-        one go, and not again for the next tile of an image.
+        one go, and not again for the next tile of an image. Whoever else would use the base by way of an
+        adapter waits until they are given back.
         """
+        with turn(self._network):
+            lent = self._with(weights)
+            try:
+                lent.lend(self.places)
+                yield
+            finally:
+                for place, tensor in zip(self.places, lent.owned, strict=True):
+                    place.hold(tensor)
+
+    def _with(self, weights: Tensor) -> _Copy:
+        """Return the copy of the tensors, the mixture in it."""
         if self._copy is None or not self._copy.is_of(self.places):
             self._copy, self._written = _Copy(self.places), None
         stamps = [_stamp(leaf.values) for leaves in self._sources for leaf in leaves]
@@ -164,35 +202,24 @@ class Mixer:
         if not _equal(self._written, weights):
             self._copy.write(weights.to(self._dense[1].dtype) @ self._dense[1])
             self._written = weights.clone()
-        try:
-            self._copy.lend(self.places)
-            yield
-        finally:
-            for place, tensor in zip(self.places, self._copy.owned, strict=True):
-                place.hold(tensor)
+        return self._copy
 
     @torch.no_grad()
-    def write(self, weights: Tensor, *, check: bool = False) -> list[Tensor]:
-        """Add a mixture to the network's own tensors; return what stood there, for ``put_back``.
+    def write(self, weights: Tensor, *, check: bool = False) -> Kept | None:
+        """Add a mixture to the network's own tensors; return what stood there.
 
         Args:
             weights: (D,).
             check: write nothing, and return nothing, where a number would not be finite.
         """
-        saved = [place.line(place.tensor)[place.elements] for place in self.places]
-        values = self.values(weights)
-        mixed = [kept + value.to(kept.dtype) for kept, value in zip(saved, values, strict=True)]
-        if check and not all(bool(content.isfinite().all()) for content in mixed):
-            return []
-        self.put_back(mixed)
-        return saved
-
-    @torch.no_grad()
-    def put_back(self, contents: list[Tensor]) -> None:
-        """Write into the network's own tensors, bit for bit."""
-        for place, content in zip(self.places, contents, strict=True):
-            # Moving the network moves its tensors, and not what was kept of them.
-            place.line(place.tensor)[place.elements] = content.to(place.tensor)
+        with turn(self._network):
+            saved = [place.line(place.tensor)[place.elements] for place in self.places]
+            values = self.values(weights)
+            mixed = [kept + value.to(kept.dtype) for kept, value in zip(saved, values, strict=True)]
+            if check and not all(bool(content.isfinite().all()) for content in mixed):
+                return None
+            Kept(self._network, self.places, mixed).put_back()
+            return Kept(self._network, self.places, saved)
 
     @property
     def is_current(self) -> bool:

@@ -18,6 +18,7 @@ from restorekit_adms.managing import Managed
 from restorekit_adms.naming import unknown
 from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
+from restorekit_adms.sharing import turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -44,10 +45,10 @@ class _Calls(nn.Module):
 class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
-    The base is shared with its other users and never written to. Without gradients it is lent a copy of its
-    filters with the mixture in them; with gradients, or with mode ``soft``, it is run with other tensors in
-    their place. A batch is run verdict by verdict (``group``, the default); ``merge`` and ``soft`` go image
-    by image. All give the same up to rounding.
+    The base is shared with its other users and never written to; threads take turns at it. Without
+    gradients it is lent a copy of its filters with the mixture in them; with gradients, or with mode
+    ``soft``, it is run with other tensors in their place. A batch is run verdict by verdict (``group``, the
+    default); ``merge`` and ``soft`` go image by image. All give the same up to rounding.
 
     Args:
         backbone: the base.
@@ -98,44 +99,49 @@ class Adaptive(Managed):
     def judge(self, degraded: Tensor) -> tuple[Tensor, str]:
         """(B, C, H, W) -> shares (B, K) of the kinds, and what found them.
 
+        Filters that are merged, disabled or weighed by the user ask no router.
+
         Raises:
             RestoreKitError: the router knows other degradations, or there is none.
         """
-        adapter, kinds = self.adapter, self.adapter.kinds
+        adapter, kinds, routed = self.adapter, self.adapter.kinds, self.adapter.routed
         place = self.adapter.base.device
         if adapter.given is not None:
             return adapter.given.to(place), "given"
-        if self._fixed is not None:
-            row = torch.tensor([self._fixed.get(name, 0.0) for name in kinds], device=place)
-            return row.expand(len(degraded), -1), "user"
+        if self.settled is not None:
+            weights, source = self.settled
+            row = torch.tensor([weights.get(name, 0.0) for name in kinds], device=place)
+            return row.expand(len(degraded), -1), source
         name = adapter.router.name
         if name == "auto":
             name = "classifier" if adapter.classifier is not None else "only"
         if name == "only":
-            if len(kinds) != 1:
+            if len(routed) != 1:
                 raise RestoreKitError(
-                    f"nothing tells {', '.join(kinds)} apart: the adapter has no classifier",
+                    f"nothing tells {', '.join(routed)} apart: the adapter has no classifier",
                     "train one with params: {train: classifier}, or name a router, as router: uniform",
                 )
-            return certain(kinds[0], kinds, self._here(degraded)), "only"
+            return certain(routed[0], kinds, self._here(degraded)), "only"
         if name == "oracle":
             return certain(adapter.router.label, kinds, self._here(degraded)), "oracle"
         if name == "uniform":
-            return uniform(kinds, self._here(degraded)), "uniform"
+            return self._of_kinds(uniform(routed, self._here(degraded)), routed), "uniform"
         if name == "overlap":
             return torch.cat([overlap_shares(self, image) for image in torch.split(degraded, 1)]), "overlap"
         if name == "custom":
             assert adapter.router.custom is not None
-            return checked(adapter.router.custom(degraded), degraded, kinds).to(place), "custom"
+            shares = checked(adapter.router.custom(degraded), degraded, routed)
+            return self._of_kinds(shares.to(place), routed), "custom"
         return self._classified(degraded), "classifier"
 
     def _classified(self, degraded: Tensor) -> Tensor:
-        classifier, kinds, told = self.adapter.classifier, self.adapter.kinds, self.adapter.told
+        classifier, kinds = self.adapter.classifier, self.adapter.kinds
         if classifier is None:
             raise RestoreKitError(
                 "the adapter has no classifier",
                 "train one with params: {train: classifier}, or name a router, as router: uniform",
             )
+        told = classifier.kinds
         for name in told:
             if name not in kinds:
                 raise unknown(name, kinds, "the classifier tells it, and the adapter")
@@ -143,11 +149,16 @@ class Adaptive(Managed):
         # Softmax in half precision would round the shares; in double there is nothing to widen.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shares = (logits / self.adapter.temperature).softmax(1)
-        if told == kinds:
-            return shares
         # Filters that came after the classifier take no part.
+        return self._of_kinds(shares, told)
+
+    def _of_kinds(self, shares: Tensor, names: Sequence[str]) -> Tensor:
+        """Return shares of the kinds of these names as (B, K), nothing for the others."""
+        kinds = self.adapter.kinds
+        if tuple(names) == kinds:
+            return shares
         known = shares.new_zeros(len(shares), len(kinds))
-        known[:, [kinds.index(name) for name in told]] = shares
+        known[:, [kinds.index(name) for name in names]] = shares
         return known
 
     def weights(self, degraded: Tensor) -> Tensor:
@@ -155,7 +166,7 @@ class Adaptive(Managed):
         return self._weights_of(self.judge(degraded)[0])
 
     def _weights_of(self, shares: Tensor) -> Tensor:
-        acted = largest(shares) if self.adapter.top1 and self._fixed is None else shares
+        acted = largest(shares) if self.adapter.top1 and self.settled is None else shares
         weights = acted[:, : len(self.adapter.names)]
         if self._scales:
             factors = [self._scales.get(name, 1.0) for name in self.adapter.names]
@@ -168,17 +179,19 @@ class Adaptive(Managed):
 
     def _act(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
-        if self._off or self._kept is not None or not self.adapter.names:
-            return fn(images)
-        if len(images) == 1:
-            return self._mixed(fn, images, weights[0])
-        groups = _groups(weights) if self.adapter.mode in ("auto", "group") else None
-        if groups is None:
-            groups = [torch.tensor([row], device=images.device) for row in range(len(images))]
-        if len(groups) == 1:
-            return self._mixed(fn, images, weights[0])
-        outputs = [self._mixed(fn, images[rows.to(images.device)], weights[rows[0]]) for rows in groups]
-        return cast(T, _joined(outputs, groups))
+        # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
+        with turn(self.backbone):
+            if self._off or self._merged is not None or not self.adapter.names:
+                return fn(images)
+            if len(images) == 1:
+                return self._mixed(fn, images, weights[0])
+            groups = _groups(weights) if self.adapter.mode in ("auto", "group") else None
+            if groups is None:
+                groups = [torch.tensor([row], device=images.device) for row in range(len(images))]
+            if len(groups) == 1:
+                return self._mixed(fn, images, weights[0])
+            outputs = [self._mixed(fn, images[rows.to(images.device)], weights[rows[0]]) for rows in groups]
+            return cast(T, _joined(outputs, groups))
 
     def _mixed(self, fn: Callable[[Tensor], T], images: Tensor, weights: Tensor) -> T:
         mixer = self.mixer

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from restorekit_adms.sharing import turn
+
 if TYPE_CHECKING:
     from restorekit_adms.network import Adaptive
 
@@ -22,16 +24,18 @@ _STEPS, _RATIO, _TEMPERATURE = 8, 0.25, 0.1
 
 
 def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
-    """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for the kind without filters."""
+    """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of."""
     options = dict(network.adapter.router.options or {})
     steps, ratio = int(options.get("steps", _STEPS)), float(options.get("ratio", _RATIO))
-    names, mixer, backbone = network.adapter.names, network.mixer, network.backbone
+    adapter, mixer, backbone = network.adapter, network.mixer, network.backbone
+    routed = [index for index, name in enumerate(adapter.names) if name in adapter.routed]
     place = network.adapter.base
     # What inference mode made cannot take part in a gradient; copies can.
-    with torch.inference_mode(False), torch.enable_grad():
+    with turn(backbone), torch.inference_mode(False), torch.enable_grad():
         frozen = {name: value.clone() for name, value in mixer.frozen().items()}
         degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()
-        equal = torch.full((len(names),), 1 / len(names), device=place.device)
+        equal = torch.zeros(len(adapter.names), device=place.device)
+        equal[routed] = 1 / len(routed)
         mixture = torch.cat(mixer.values(equal)).detach().clone()
 
         def run(share: Tensor) -> Tensor:
@@ -50,8 +54,9 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
             total += gradient
         important = torch.zeros(len(total), dtype=torch.bool, device=total.device)
         important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
-        overlaps = torch.stack([important[where].float().mean() for where in mixer.members(len(names))])
+        members = mixer.members(len(adapter.names))
+        overlaps = torch.stack([important[members[index]].float().mean() for index in routed])
     told = (overlaps / float(options.get("temperature", _TEMPERATURE))).softmax(0)
-    shares = told.new_zeros(1, len(network.adapter.kinds))
-    shares[0, : len(names)] = told
+    shares = told.new_zeros(1, len(adapter.kinds))
+    shares[0, routed] = told
     return shares

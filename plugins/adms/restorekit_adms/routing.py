@@ -17,7 +17,7 @@ from torch.nn.functional import one_hot
 from restorekit.errors import ConfigError, RestoreKitError, near
 from restorekit_adms.naming import unknown
 
-# (B, C, H, W) -> (B, K), rows that sum to one.
+# (B, C, H, W) -> (B, K), rows that sum to one; of the kinds that are routed to.
 Route = Callable[[Tensor], Tensor]
 
 ROUTERS = ("auto", "classifier", "oracle", "uniform", "overlap")
@@ -67,6 +67,14 @@ class RouterChoice:
                 "router: {name: oracle, label: rain}",
             )
         return cls(name, label=str(facts.pop("label", "")), options=facts)
+
+    @property
+    def argument(self) -> str | dict[str, Any]:
+        """What ``of`` reads this router from; a user's own, which no file can state, is not kept."""
+        if self.custom is not None:
+            return "auto"
+        options = {**({"label": self.label} if self.label else {}), **(self.options or {})}
+        return {"name": self.name, **options} if options else self.name
 
 
 def certain(label: str, kinds: Sequence[str], images: Tensor) -> Tensor:

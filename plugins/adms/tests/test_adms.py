@@ -1,6 +1,8 @@
 """Filters in networks of four kinds: bits that stay, modes that agree, files, verbs, routers."""
 
 import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from restorekit.contracts import Backbone
+from restorekit.contracts import Backbone, Verdict
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, fingerprint
 from restorekit.registry import adapters, backbones
@@ -16,7 +18,7 @@ from restorekit.testing import check_adapter
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_adms.adapter import Adms
 from restorekit_adms.classifier import Classifier
-from restorekit_adms.deltas import Delta, vectors_of
+from restorekit_adms.deltas import Delta, units_of, vectors_of
 from restorekit_adms.files import inspect
 from restorekit_adms.network import Adaptive
 
@@ -123,6 +125,36 @@ def test_base_is_bit_for_bit_the_same_after_every_run(network):
     assert same(bits(network), before)
 
 
+@pytest.mark.parametrize("mode", ["auto", "soft"])
+def test_threads_and_adapters_that_share_a_base_take_turns(mode):
+    network = network_of()
+    before = bits(network)
+    x = images(network)
+    judged, expected = [], []
+    for seed, names in enumerate((KINDS, ["noise"])):
+        _, adaptive = adapter_of(network, degradations=names, mode=mode, seed=seed)
+        for name in names:
+            adaptive.set_adapter(name)
+            judged.append(adaptive.for_image(x, 0))
+            expected.append(judged[-1](x))
+
+    def alone(run):
+        with torch.no_grad():
+            return [torch.equal(judged[run](x), expected[run]) for _ in range(20)]
+
+    with ThreadPoolExecutor(len(judged)) as threads:
+        assert all(all(equal) for equal in threads.map(alone, range(len(judged))))
+    assert same(bits(network), before)
+
+
+def test_adaptive_network_is_copied_and_pickled_after_a_run():
+    _, adaptive = adapter_of(network_of())
+    x = images(adaptive)
+    expected = adaptive(x)
+    assert torch.equal(copy.deepcopy(adaptive)(x), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(adaptive))(x), expected)
+
+
 def test_filters_that_change_or_take_the_place_of_others_act_at_the_next_run():
     network = network_of()
     adapter, adaptive = adapter_of(network)
@@ -160,6 +192,23 @@ def test_merge_then_unmerge_is_bit_for_bit(network):
     assert torch.equal(alone(x), expected) and same(bits(network), before) and adaptive.unload() is network
 
 
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_unmerge_is_bit_for_bit_after_a_change_of_layout_and_precision(unit):
+    network = network_of("srresnet")
+    before = bits(network)
+    _, adaptive = adapter_of(network, unit=unit, vectors="all")
+    adaptive.merge_adapter({"rain": 0.7, "blur": 0.3})
+    merged = bits(network)
+    adaptive.to(memory_format=torch.channels_last)
+    adaptive.unmerge_adapter()
+    assert same(bits(network), before) and not same(merged, before)
+    adaptive.merge_adapter({"rain": 0.7, "blur": 0.3})
+    assert same(bits(network), merged)
+    adaptive.to(memory_format=torch.contiguous_format).double()
+    adaptive.unmerge_adapter()
+    assert same(bits(network.float()), before)
+
+
 def test_modes_agree_for_a_batch_of_different_verdicts(network):
     x = images(network, 4)
     shares = torch.tensor([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3], [0.25, 0.75]])
@@ -192,6 +241,35 @@ def test_saved_adapter_comes_back_bit_for_bit(network, tmp_path):
     (small := adapter.save(tmp_path / "half.safetensors", half=True))
     assert small.stat().st_size < 0.75 * path.stat().st_size
     assert {v.dtype for k, v in load_file(small).items() if k.endswith(".idx")} == {torch.int32}
+
+
+def test_adapter_of_parts_acts_as_its_classifier_did_and_is_saved_so(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, none="clean", temperature=3.0, top1=True, router="classifier")
+    path = adapter.save(tmp_path / "whole.safetensors")
+    together = Adms(parts=[str(path)])
+    again = Adms.load(together.save(tmp_path / "again.safetensors"))
+    x = images(network, 2)
+    for each in (together, again):
+        assert (each.none, each.temperature, each.top1) == ("clean", 3.0, True)
+        found = each.attach(network).eval().requires_grad_(False)
+        assert torch.equal(found.judge(x)[0], adaptive.judge(x)[0])
+        assert torch.equal(found(x), adaptive(x))
+    assert Adms(parts=[str(path)], temperature=2.0).temperature == 2.0
+    clash = adapter_of(network, degradations=["clean"])[0].save_delta("clean", tmp_path / "clean.safetensors")
+    with pytest.raises(RestoreKitError, match="'clean'"):
+        Adms(parts=[str(clash), str(path)])
+
+
+def test_file_states_how_the_adapter_acts_by_now(tmp_path):
+    adapter, _ = adapter_of(network_of(), router={"name": "overlap", "steps": 2})
+    adapter.temperature, adapter.mode = 0.5, "soft"
+    again = Adms.load(adapter.save(tmp_path / "overlap.safetensors"))
+    assert (again.router, again.temperature, again.mode) == (adapter.router, 0.5, "soft")
+    adapter, _ = adapter_of(network_of(), router={"name": "oracle", "label": "blur"})
+    assert Adms.load(adapter.save(tmp_path / "oracle.safetensors")).router == adapter.router
+    adapter, _ = adapter_of(network_of(), router=lambda batch: torch.ones(len(batch), 2))
+    assert Adms.load(adapter.save(tmp_path / "custom.safetensors")).router.name == "auto"
 
 
 def test_classifier_that_is_read_with_names_in_another_order_is_refused(tmp_path):
@@ -344,6 +422,37 @@ def test_scores_choose_the_best_and_exclusive_filters_go_to_the_higher_score():
     assert next(adapter.delta("blur").leaves())[1].idx.tolist()[:2] == [0, 1]
 
 
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_exclusive_filters_of_others_are_left_to_them_by_who_comes_later(unit):
+    network = network_of()
+    table, base = FilterTable.of(network, unit), fingerprint(network.state_dict())
+    scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
+    adapter, adaptive = adapter_of(network, degradations=["rain"], exclusive=True, vectors="all")
+    adapter.choice = replace(adapter.choice, mask="scores")
+    before = bits(adapter.delta("rain"))
+    adaptive.add_adapter("noise", scores, ratio=0.2)
+    adapter.choice = replace(adapter.choice, exclusive=False)
+    adaptive.add_adapter("greedy", scores, ratio=0.2)
+    assert same(bits(adapter.delta("rain")), before)
+    places = [
+        {
+            (name, place)
+            for name, leaf in adapter.delta(kind).leaves()
+            if not leaf.is_vector
+            for place in leaf.elements(name, units_of(network, adapter.delta(kind))).tolist()
+        }
+        for kind in ("rain", "noise", "greedy")
+    ]
+    rain, noise, greedy = places
+    assert rain & greedy and not rain & noise and noise < greedy
+    if unit != "out":
+        # Filters that are as small as rain's, or smaller, are left out one by one.
+        assert noise == greedy - rain
+    adapter.choice = replace(adapter.choice, exclusive=True)
+    with pytest.raises(RestoreKitError, match="other degradations have all the filters that were chosen for"):
+        adaptive.add_adapter("again", scores, ratio=0.2)
+
+
 # Verbs.
 
 
@@ -366,6 +475,60 @@ def test_adapters_come_and_go():
     adaptive.requires_grad_(False)
     trained, total = adaptive.get_nb_trainable_parameters()
     assert trained == 0 and total == sum(p.numel() for p in (*network.parameters(), *adapter.parameters()))
+
+
+def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
+    adapter, adaptive = adapter_of(network_of())
+    x = images(adaptive)
+    expected = adaptive(x)
+    rain = copy.deepcopy(adapter.delta("rain"))
+    adaptive.set_scale("rain", 0.1)
+    adaptive.set_adapter("rain")
+    adaptive.delete_adapter("rain")
+    assert adaptive.active_adapters == ("blur",) and adaptive.judge(x)[1] == "uniform"
+    blur = copy.deepcopy(adapter.delta("blur"))
+    adaptive.set_adapter({})
+    adaptive.delete_adapter("blur")
+    assert adaptive.judge(x)[1] == "user", "no weight at all was asked for"
+    adaptive.set_adapter(None)
+    adapter.put("rain", rain)
+    adapter.put("blur", blur)
+    assert torch.equal(adaptive(x), expected)
+
+
+@pytest.mark.parametrize(
+    "router",
+    ["uniform", "classifier", {"name": "overlap", "steps": 2}, lambda x: torch.full((len(x), 2), 0.5)],
+)
+def test_combined_filters_are_not_routed_to(router, tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network, 2)
+    expected, shares = adaptive(x), adaptive.judge(x)[0]
+    adaptive.combine("both", {"rain": 1.0, "blur": 1.0})
+    # The order of the filters in a mixture, and so rounding, may change; the shares do not.
+    torch.testing.assert_close(adaptive(x), expected)
+    assert torch.equal(adaptive.judge(x)[0], torch.nn.functional.pad(shares, (0, 1)))
+    assert adaptive.active_adapters == ("rain", "blur")
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors"))
+    parts = Adms(parts=[str(tmp_path / "adms.safetensors")])
+    assert again.routed == parts.routed == ("rain", "blur") and again.names == ("rain", "blur", "both")
+    adaptive.set_adapter("both")
+    found = again.attach(network).eval().requires_grad_(False)
+    found.set_adapter("both")
+    assert torch.equal(found(x), adaptive(x)) and not torch.equal(found(x), expected)
+
+
+def test_only_degradation_stays_the_only_one_when_others_are_combined_of_it():
+    adapter, adaptive = adapter_of(network_of(), router="auto", degradations=["rain"])
+    x = images(adaptive)
+    expected = adaptive(x)
+    adaptive.combine("drizzle", {"rain": 0.5})
+    assert torch.equal(adaptive(x), expected)
+    adaptive.delete_adapter("drizzle")
+    adapter.put("drizzle", copy.deepcopy(adapter.delta("rain")))
+    with pytest.raises(RestoreKitError, match="nothing tells rain, drizzle apart"):
+        adaptive(x)
 
 
 def test_scale_multiplies_what_is_added():
@@ -527,6 +690,25 @@ def test_routers_say_what_they_should():
     _, adaptive = adapter_of(network, router=lambda batch: torch.full((len(batch), 2), torch.nan))
     with pytest.raises(RestoreKitError, match="not finite"):
         adaptive(x)
+
+
+@pytest.mark.parametrize("router", ["auto", "uniform"])
+def test_merged_and_disabled_networks_ask_no_router(router):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network)
+    expected = network(x)
+    adapter.top1 = True
+    with adaptive.disable_adapter():
+        assert torch.equal(adaptive(x), expected)
+        assert adaptive.for_image(x, 0).verdict == Verdict({"rain": 0.0, "blur": 0.0}, "disabled")
+        assert adaptive.weights(x).tolist() == [[0.0, 0.0]]
+    adaptive.merge_adapter({"rain": 0.5})
+    assert torch.equal(adaptive(x), network(x)) and not torch.equal(network(x), expected)
+    assert adaptive.for_image(x, 24).verdict == Verdict({"rain": 0.5, "blur": 0.0}, "merged")
+    adaptive.unmerge_adapter()
+    adaptive.set_adapter("blur")
+    assert adaptive.for_image(x, 0).verdict.source == "user"
 
 
 def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
