@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from restorekit.catalog import Need
 from restorekit.contracts import Prior, PriorFeatures
@@ -31,6 +32,8 @@ from restorekit.weights import read_tensors
 
 SizeMode = Literal["squash", "long", "dynamic"]
 
+# Images that batch normalisation is told of after weights are shuffled.
+_GENERATED = 16
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,7 +50,9 @@ class FrozenPrior(Prior):
         dtype: fp32, bf16 or fp16, of weights and computation.
         differentiable: let gradients through to the image.
         shuffled: seed by which the values of every tensor of weights are put in a random order: a control
-            for experiments, with the size and the statistics of the model and nothing of what it knows.
+            for experiments, with the size and the values of the model and nothing of what it knows. Batch
+            normalisation gets the statistics of the shuffled network on generated images: with those of
+            the old one its features would be nearly the same for every image.
 
     Raises:
         ConfigError: the mode, the size or the dtype is none.
@@ -111,10 +116,11 @@ class FrozenPrior(Prior):
         self.eval()
         preprocessing = {"mode": self.mode, "size": self.size, "mean": list(mean), "std": list(std)}
         self._facts = {**facts, **preprocessing, "dtype": self.precision}
+        self._source = source
         if self.shuffled is not None:
             _shuffle(network, self.shuffled)
             self._facts["shuffled"] = self.shuffled
-        self._source = source
+            self._renormalise(native)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -170,6 +176,24 @@ class FrozenPrior(Prior):
         if target == (height, width):
             return image
         return interpolate(image, target, mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _renormalise(self, native: int) -> None:
+        """Give batch normalisations the statistics of what they see now, on generated images."""
+        norms = [each for each in self.network.modules() if isinstance(each, _BatchNorm)]
+        norms = [each for each in norms if each.running_mean is not None]
+        if not norms:
+            return
+        self._facts["renormalised"] = f"{_GENERATED} generated images of {native}"
+        if any(each.is_meta for each in self.network.parameters()):
+            return
+        for each in norms:
+            each.reset_running_stats()
+            # Without a momentum what is kept is the mean over all batches.
+            each.momentum, each.training = None, True
+        with torch.no_grad():
+            self(generated_images(_GENERATED, native).to(self.mean.device))
+        for each in norms:
+            each.training = False
 
     def _contexts(self, image: Tensor) -> Iterable[AbstractContextManager[object]]:
         # Not inference_mode: what it makes cannot be saved for the backward pass of a refiner.
@@ -268,6 +292,30 @@ def fill(network: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> None
             f"{type(network).__name__} has values that no file holds: {', '.join(left[:3])}",
             "report the version of the library",
         )
+
+
+def generated_images(count: int, side: int) -> Tensor:
+    """Return images (N, 3, S, S) in [0, 1] that have structure at every scale, as photographs have.
+
+    Sums of smooth noise that is the weaker the finer it is, with half its colours shared, of a brightness
+    and a contrast drawn for each image, and noise of its own in every pixel. Always the same ones.
+    """
+    drawn = torch.Generator(device="cpu").manual_seed(0)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, 1, 1, 1, generator=drawn, device="cpu")
+
+    images = torch.zeros(count, 3, side, side, device="cpu")
+    cells = 2
+    while cells < side:
+        gray = torch.randn(count, 1, cells, cells, generator=drawn, device="cpu")
+        coloured = torch.randn(count, 3, cells, cells, generator=drawn, device="cpu")
+        size = (side, side)
+        images += interpolate((gray + coloured / 2) / cells**0.5, size, mode="bicubic", align_corners=False)
+        cells *= 2
+    images = (images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True)
+    grain = torch.randn(images.shape, generator=drawn, device="cpu") * uniform(0, 0.15)
+    return (uniform(0.3, 0.7) + uniform(0.1, 0.3) * images + grain).clamp(0, 1)
 
 
 def _shuffle(network: nn.Module, seed: int) -> None:

@@ -1,6 +1,7 @@
 """Refiners under several priors from one file, made small: trainings, controls, tables, once."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from typer.testing import CliRunner
 
 from restorekit.cli import app
 from restorekit.config import check, read_yaml, with_settings
-from restorekit.contracts import Prior, PriorFeatures
+from restorekit.contracts import Backbone, Prior, PriorFeatures
 from restorekit.errors import ConfigError, RestoreKitError, TrainingError
 from restorekit.experiments.compute import cost_of
-from restorekit.experiments.jobs import Later, Training, run_all
+from restorekit.experiments.jobs import Later, Measurement, Training, run_all
 from restorekit.experiments.refined import RefinedExperiment
 from restorekit.experiments.refinedspec import RefinedSpec
 from restorekit.experiments.table import Repeated, compared
@@ -69,9 +70,10 @@ def document(place, prior):
         },
         "rows": {
             "eyes": {"title": "with eyes", "prior": prior, "seeds": [0, 1]},
-            "blind": {"prior": prior, "refiner": {"prior_scale": 0}},
+            "blind": {"prior": prior, "refiner": {"prior_scale": 0}, "mean": False},
             "shuffled": {"prior": {**prior, "params": {**prior["params"], "shuffled": 3}}},
         },
+        "silent": "blind",
         "longer": {"like": "eyes", "seeds": [0, 1]},
         "tasks": {
             "noise": {
@@ -134,6 +136,21 @@ def test_every_row_is_measured_on_every_column_of_every_task(made, done):
         lines = [line.split(" | ") for line in table.splitlines() if line.startswith("|")]
         assert [line[0].strip("| ") for line in lines[2:]] == TITLES
     assert "seed 0, trained once for all rows" in text and "2 steps of backbone and refiner" in text
+
+
+def test_what_a_prior_says_is_measured_against_its_mean_and_against_silence(document, done, made):
+    facts = done["noise"]
+    assert {row: [*seeds] for row, seeds in facts["means"].items()} == {"eyes": ["0", "1"], "shuffled": ["0"]}
+    jobs = [job for job in experiment(document, made[0]).jobs() if isinstance(job, Measurement)]
+    measured = [job for job in jobs if job.file.name == "eyes-1-pairs.json"]
+    assert [job.pipeline().steps[1].refine.prior.name for job in measured] == ["backbone", "none"]
+    table = made[2].read_text().partition("small-noise: begin")[2]
+    assert "| over silent | prior's mean instead | parameters added |" in table
+    line = next(line for line in table.splitlines() if line.startswith("| with eyes"))
+    cells = line.split(" | ")
+    # Of silence there is one seed, of the mean there are two.
+    assert re.fullmatch(r"[+-]\d\.\d{3}", cells[-4])
+    assert re.fullmatch(r"[+-]\d\.\d{3} ± \d\.\d{3}", cells[-3])
 
 
 def test_parameters_are_those_of_the_refiner_alone(done, made):
@@ -240,6 +257,17 @@ def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
         "| ours | 31.50 ± 0.71 | 25.50 ± 0.71 | 28.50 ± 0.71 | 0.7688 ± 0.0088 | +1.50 | +0.25 | 1,234 | 2 |",
         "| to come |  |  |  |  |  |  |  | 0 |",
     ]
+    blind = Repeated("blind", {0: figures(31.98, 26.0), 1: figures(30.96, 25.0)})
+    told = replace(lines[3], instead={0: figures(31.98, 26.0), 1: figures(31.0, 25.0)})
+    paired = compared([lines[1], told, blind], ["15", "50"], {}, {"over silent": "blind"}).splitlines()
+    assert (
+        paired[0]
+        == "|  | 15 | 50 | average | SSIM | over silent | prior's mean instead | parameters added | seeds |"
+    )
+    # Seed by seed 0.01 and 0.02 are gained over the blind one, and 0.01 and nothing lost with the mean.
+    assert paired[2].endswith("| 0.7500 |  |  |  |  |")
+    assert paired[3].endswith("| +0.015 ± 0.007 | -0.005 ± 0.007 | 1,234 | 2 |")
+    assert paired[4].endswith("|  |  |  | 2 |")
     single = compared(lines[:2], ["15"], {"over alone": "alone"}).splitlines()
     assert single[0] == "|  | 15 | SSIM | over alone | parameters added | seeds |"
 
@@ -268,12 +296,30 @@ def test_trained_parts_cost_three_times_their_forward_pass_and_a_prior_once(tmp_
     assert (frozen.refined, frozen.alone) == (backbone + 3 * refiner + prior, 3 * backbone)
 
 
+class Sparing(Backbone):
+    """Takes a way of fewer operations where nothing is to be learned."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, degraded):
+        return self.conv(degraded) if torch.is_grad_enabled() else degraded * self.conv.weight.mean()
+
+
+def test_compute_is_that_of_training(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(install(tmp_path)))
+    cost = cost_of(RefinerTrainee(refiners["touch"].load()(3), Seeing(), Sparing(), joint=True), 16)
+    assert cost.alone == 3 * 2 * 3 * 27 * 16**2
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
         ("rows.eyes", {"title": "with eyes"}, r"rows\.eyes: a row needs a prior"),
         ("rows.base", "same", "cannot be called base"),
         ("rows.a/b", "same", "'a/b' is no name for a file"),
+        ("silent", "blin", "silent is 'blin', which is no row; rows: eyes, blind, shuffled"),
         ("longer.like", "eye", "longer.like is 'eye', which is no row; rows: eyes, blind, shuffled"),
         ("tasks", {}, "tasks: .*at least 1"),
         ("refinde", {}, "unknown key 'refinde'"),
@@ -340,7 +386,7 @@ def test_results_of_another_config_are_refused(document, made, done):
 
 def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
     rows = {"eyes": document["rows"]["blind"]}
-    changes = ["refined.trained=[refiner]", f"rows={json.dumps(rows)}"]
+    changes = ["refined.trained=[refiner]", f"rows={json.dumps(rows)}", "silent=null"]
     frozen = experiment(with_settings(document, changes), tmp_path, task="noise", seed=0)
     run_all(frozen.jobs(), silent)
     reports = frozen.made().facts["tasks"]["noise"]["rows"]["eyes"][0]
@@ -355,6 +401,12 @@ def test_our_own_experiment_is_sound(place, tmp_path):
     jobs = RefinedExperiment(spec, tmp_path).jobs()
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names) and len([*spec.tasks]) == 3
+    for row in spec.rows.values():
+        # Patches and whole images are shown to it alike.
+        assert row.prior.name == "backbone" or row.prior.params["mode"] == "dynamic"
+    for task in spec.tasks.values():
+        # Test images are clipped and rounded, so those of the training are.
+        assert task.degradation.model_dump()["chain"][-1]["name"] == "quantisation"
     for job in jobs:
         if isinstance(job, Training):
             replace(job, trial=None).check()

@@ -5,7 +5,7 @@ from torch import nn
 
 from restorekit.catalog import Need
 from restorekit.errors import ConfigError, ContractError, ImageError, PluginLoadError, WeightsError
-from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
+from restorekit.frozen import FrozenPrior, fill, generated_images, library, on_meta, read_tensors_of, version
 from restorekit.references import Source
 from restorekit.testing import check_prior
 
@@ -176,6 +176,60 @@ def test_shuffled_weights_are_the_same_values_in_another_order_that_the_seed_say
     assert torch.equal(first.network.weight, again.network.weight)
     assert not torch.equal(first.network.weight, second.network.weight)
     assert len({prior.fingerprint for prior in (own, first, again, second)}) == 3
+
+
+class Deep(FrozenPrior):
+    """Eight convolutions, each normalised by what it gave for some images, as after training."""
+
+    def __init__(self, shuffled: int | None = None) -> None:
+        super().__init__(mode="squash", size=None, dtype="fp32", differentiable=False, shuffled=shuffled)
+        layers = []
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for index in range(8):
+                conv = nn.Conv2d(
+                    16 if index else 3, 16, 3, padding=1, stride=2 if index < 2 else 1, bias=False
+                )
+                # Taps of one sign, as learned ones agree with what they see; shuffled ones cancel out.
+                conv.weight.data.abs_().mul_(torch.randn(16, 1, 1, 1).sign())
+                norm = nn.BatchNorm2d(16, momentum=None)
+                nn.init.normal_(norm.bias, std=0.3)
+                layers += [conv, norm, nn.ReLU()]
+            network = nn.Sequential(*layers)
+            with torch.no_grad():
+                network(seen(16) * 4 - 2)
+        self.adopt(network, features=16, native=32, multiple=1, mean=(0.5,) * 3, std=(0.25,) * 3, facts={})
+
+    def describe(self, image):
+        dense = self.network(image)
+        return dense.mean((2, 3)), dense
+
+
+def seen(count, seed=0):
+    coarse = torch.rand(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, (32, 32), mode="bicubic").clamp(0, 1)
+
+
+def test_shuffled_features_differ_between_images_as_the_real_ones_do():
+    def spread(prior):
+        glob = prior(seen(8, 1)).glob
+        return ((glob - glob.mean(0)).square().mean() / glob.square().mean()).sqrt()
+
+    prior, shuffled, again = (Deep(seed) for seed in (None, 1, 1))
+    # With the old statistics it is 2e-4.
+    assert spread(prior) > 0.3 and spread(shuffled) > spread(prior) / 4
+    assert torch.equal(again(seen(8, 1)).glob, shuffled(seen(8, 1)).glob)
+    assert again.fingerprint == shuffled.fingerprint
+    assert shuffled.facts["renormalised"] == "16 generated images of 32" and "renormalised" not in prior.facts
+    assert not any(module.training for module in shuffled.modules())
+
+
+def test_generated_images_are_always_the_same_and_different_from_each_other():
+    images = generated_images(3, 40)
+    assert images.shape == (3, 3, 40, 40) and 0 <= images.min() < images.max() <= 1
+    torch.manual_seed(5)
+    assert torch.equal(generated_images(3, 40), images)
+    assert (images[0] - images[1]).abs().mean() > 0.1
 
 
 def test_tensors_are_read_by_their_beginnings(tmp_path):

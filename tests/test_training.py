@@ -86,6 +86,22 @@ def test_run_learns_and_writes_all_that_its_folder_promises(folder, tmp_path):
         assert picture.size == (3 * 128 + 2 * 4, 3 * 128 + 2 * 4)
 
 
+def test_gradients_below_eps_are_not_learned_from_unless_eps_is_lower(folder, tmp_path):
+    def moved(**settings):
+        optimizer = {"lr": 1e-3, "warmup": 0, "clip": 1e-11, **settings}
+        run = begin(
+            spec_for(folder, optimizer=optimizer, stages=[{"steps": 1, "patch": 32, "batch": 2}], ema=0),
+            tmp_path / f"{len(settings)}",
+        )
+        before = weights_of(run)
+        run.train()
+        return max((value - before[name]).abs().max() for name, value in weights_of(run).items())
+
+    # The norm of all gradients is clipped to 1e-11, so that each of them is far below the default of 1e-8.
+    assert moved() < 1e-6
+    assert moved(eps=1e-15) == pytest.approx(1e-3, rel=0.02)
+
+
 def test_weights_of_a_run_work_in_a_pipeline(folder, tmp_path):
     weights = begin(spec_for(folder), tmp_path).train()
     with safe_open(weights, "pt") as file:

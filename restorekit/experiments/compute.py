@@ -115,6 +115,7 @@ def cost_of(trainee: RefinerTrainee, side: int) -> Cost:
 
 
 def _operations(act: Callable[[], object]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # With gradients, as in training: without them a refiner may choose a way of fewer multiplications.
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
         act()
     return int(counter.get_total_flops())

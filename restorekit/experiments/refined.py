@@ -21,6 +21,7 @@ from restorekit.experiments.compute import Compute
 from restorekit.experiments.jobs import Job, Later, Measurement, Training
 from restorekit.experiments.refinedspec import BASE, LONGER, RefinedSpec
 from restorekit.experiments.table import Repeated, compared, read_reports
+from restorekit.plan import NO_PRIOR
 from restorekit.training.folder import part_files
 from restorekit.training.spec import TrainSpec
 
@@ -105,6 +106,8 @@ class RefinedExperiment:
             for seed in self._chosen(row):
                 for column, recipe in columns.items():
                     yield self._measurement(task, row, seed, column, recipe)
+                    if self._has_mean(row):
+                        yield self._measurement(task, row, seed, column, recipe, mean=True)
 
     @property
     def _rows(self) -> tuple[str, ...]:
@@ -122,6 +125,9 @@ class RefinedExperiment:
         """Return the seeds of a row that are to be made now; the base is what all of them go on from."""
         chosen = self._seed is None or row == BASE
         return tuple(seed for seed in self._seeds(row) if chosen or seed == self._seed)
+
+    def _has_mean(self, row: str) -> bool:
+        return row in self.spec.rows and self.spec.rows[row].mean
 
     def _title(self, row: str) -> str:
         return _TITLES.get(row) or self.spec.rows[row].title or row
@@ -212,25 +218,27 @@ class RefinedExperiment:
         return {found.folder.name: asked.degradation}
 
     def _measurement(
-        self, task: str, row: str, seed: int, column: str, recipe: RecipeSpec | None
+        self, task: str, row: str, seed: int, column: str, recipe: RecipeSpec | None, *, mean: bool = False
     ) -> Measurement:
         asked = self.spec.tasks[task]
+        prior = ", prior's mean instead" if mean else ""
         return Measurement(
-            f"{task}: {self._title(row)}, seed {seed}, on {column}",
-            partial(self._pipeline, task, row, seed),
+            f"{task}: {self._title(row)}{prior}, seed {seed}, on {column}",
+            partial(self._pipeline, task, row, seed, mean=mean),
             Path(asked.data),
             _PROTOCOL,
-            self._report(task, row, seed, column),
+            self._report(task, row, seed, column, mean=mean),
             recipe,
             seed=asked.seed,
             limit=asked.limit,
             device=self.device,
         )
 
-    def _report(self, task: str, row: str, seed: int, column: str) -> Path:
-        return self.folder / task / "reports" / f"{row}-{seed}-{column}.json"
+    def _report(self, task: str, row: str, seed: int, column: str, *, mean: bool = False) -> Path:
+        folder = self.folder / task / "reports" / ("mean" if mean else "")
+        return folder / f"{row}-{seed}-{column}.json"
 
-    def _pipeline(self, task: str, row: str, seed: int) -> PipelineSpec:
+    def _pipeline(self, task: str, row: str, seed: int, *, mean: bool = False) -> PipelineSpec:
         if row in (BASE, LONGER):
             made = self._base(task) if row == BASE else self._longer(task, seed)
             step = {**self.spec.backbone.model_dump(), "weights": str(made.result)}
@@ -241,7 +249,7 @@ class RefinedExperiment:
             **self._backbone(task),
             **({"weights": str(files["backbone"])} if "backbone" in files else {}),
         }
-        prior = self.spec.rows[row].prior.model_dump()
+        prior: Any = NO_PRIOR if mean else self.spec.rows[row].prior.model_dump()
         refine = {"name": self.spec.refiner.name, "weights": str(files["refiner"]), "prior": prior}
         return PipelineSpec.parse({"steps": [{"restore": backbone}, {"refine": refine}]})
 
@@ -251,10 +259,14 @@ class RefinedExperiment:
         for task in self.tasks:
             columns = tuple(self.columns(task))
             rows = {row: self._reports(task, row, columns) for row in self._rows}
+            means = {
+                row: self._reports(task, row, columns, mean=True) for row in self._rows if self._has_mean(row)
+            }
             counted = self._counted(task) if self.spec.longer else None
-            table = compared([*self._lines(rows)], columns, self._over)
+            paired = {"over silent": self._title(self.spec.silent)} if self.spec.silent else {}
+            table = compared([*self._lines(rows, means)], columns, self._over, paired)
             tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
-            facts[task] = {"columns": columns, "rows": rows, "compute": counted}
+            facts[task] = {"columns": columns, "rows": rows, "means": means, "compute": counted}
         return Made(tables, {"tasks": facts})
 
     @property
@@ -262,22 +274,30 @@ class RefinedExperiment:
         over = {"over alone": _TITLES[BASE]}
         return {**over, "over longer": _TITLES[LONGER]} if self.spec.longer else over
 
-    def _reports(self, task: str, row: str, columns: tuple[str, ...]) -> dict[int, dict[str, dict[str, Any]]]:
+    def _reports(
+        self, task: str, row: str, columns: tuple[str, ...], *, mean: bool = False
+    ) -> dict[int, dict[str, dict[str, Any]]]:
         """Return the reports that are there, by seed and column."""
         found = {
-            seed: read_reports({column: self._report(task, row, seed, column) for column in columns})
+            seed: read_reports(
+                {column: self._report(task, row, seed, column, mean=mean) for column in columns}
+            )
             for seed in self._seeds(row)
         }
         return {seed: reports for seed, reports in found.items() if reports}
 
-    def _lines(self, rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]]) -> Iterator[Repeated]:
+    def _lines(
+        self,
+        rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
+        means: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
+    ) -> Iterator[Repeated]:
         base = rows[BASE][self.spec.seed]
         before = {column: report["degraded"] for column, report in base.items()}
         yield Repeated("degraded", {0: before}, seeded=False)
         for row, runs in rows.items():
             some = next((report for run in runs.values() for report in run.values()), None)
             added = some["refiner_parameters"] if some and row in self.spec.rows else None
-            yield Repeated(self._title(row), runs, added, seeded=row != BASE)
+            yield Repeated(self._title(row), runs, added, seeded=row != BASE, instead=means.get(row, {}))
 
     def _about(
         self,
@@ -296,6 +316,13 @@ class RefinedExperiment:
             f"once for all rows. From it on: {refined.steps:,} steps of {both}, by the seed that draws the "
             f"refiner and the patches; ± is the sample deviation over seeds."
         )
+        if self.spec.silent:
+            text += " Over silent: the difference to the run of the same seed whose prior says nothing."
+        if any(self._has_mean(row) for row in self._rows):
+            text += (
+                " Prior's mean instead: what the same weights gain when every image gets the mean that the "
+                "prior had in training; a loss is what the prior's word on each image is worth."
+            )
         if counted is None or self.spec.longer is None:
             return text
         return (

@@ -27,6 +27,11 @@ class RefinedRowSpec(Spec):
     prior: Component
     refiner: Mapping[str, Any] = Field(default={}, description="params over those of the refiner")
     seeds: Seeds = (0,)
+    mean: bool = Field(
+        default=True,
+        description="measure it once more with the mean that its prior had in training, for every image;"
+        " senseless where the prior is not used",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -82,6 +87,10 @@ class RefinedSpec(Spec):
         description="keys of the runs with a refiner; unless it says trained, the backbone is trained too"
     )
     rows: Mapping[str, RefinedRowSpec] = Field(min_length=1, description="by name, from top to bottom")
+    silent: str | None = Field(
+        default=None,
+        description="name of the row whose prior says nothing, with which others are compared seed by seed",
+    )
     longer: LongerSpec | None = Field(default=None, description="the same compute without a refiner")
     tasks: Mapping[str, RefinedTaskSpec] = Field(min_length=1, description="by name")
 
@@ -94,6 +103,12 @@ class RefinedSpec(Spec):
         for name in (BASE, LONGER):
             if name in self.rows:
                 raise wrong(f"a row cannot be called {name}, there is one already", "rename it")
+        if self.silent is not None and self.silent not in self.rows:
+            known = ", ".join(self.rows)
+            raise wrong(
+                f"silent is {self.silent!r}, which is no row; rows: {known}",
+                near(self.silent, self.rows) or "name the row whose prior says nothing",
+            )
         if self.longer and self.longer.like not in self.rows:
             known = ", ".join(self.rows)
             raise wrong(

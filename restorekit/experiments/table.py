@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,16 +84,28 @@ class Repeated:
         runs: by seed, facts of a report for each column; those that lack a column do not count.
         parameters: that it adds to the backbone; None where that means nothing.
         seeded: whether there are seeds to count.
+        instead: of runs whose refiner was told the mean of its prior, as ``runs``.
     """
 
     name: str
     runs: Mapping[int, Mapping[str, Mapping[str, Any]]]
     parameters: int | None = None
     seeded: bool = True
+    instead: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
     def whole(self, columns: Sequence[str]) -> list[Line]:
         """Return the runs that have every column."""
         return [Line(self.name, run) for run in self.runs.values() if {*columns} <= run.keys()]
+
+    def over(
+        self, runs: Mapping[int, Mapping[str, Mapping[str, Any]]], columns: Sequence[str]
+    ) -> list[float]:
+        """Return how much the average is above that of other runs, for each seed that both have."""
+        found = []
+        for seed in sorted(self.runs.keys() & runs.keys()):
+            ours, theirs = (Line(self.name, each[seed]).mean(columns) for each in (self.runs, runs))
+            found += [ours - theirs] if ours is not None and theirs is not None else []
+        return found
 
     def values(self, columns: Sequence[str], of: Sequence[str], metric: str = "psnr") -> list[float]:
         """Return for each run that has every column the mean over some of them, where that is known."""
@@ -101,7 +113,12 @@ class Repeated:
         return [mean for mean in means if mean is not None]
 
 
-def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[str, str]) -> str:
+def compared(
+    lines: Sequence[Repeated],
+    columns: Sequence[str],
+    over: Mapping[str, str],
+    paired: Mapping[str, str] | None = None,
+) -> str:
     """Return a table of PSNR in dB and SSIM, means and sample deviations over seeds.
 
     Args:
@@ -109,9 +126,14 @@ def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[st
         columns: that averages are over; with one there is no average.
         over: names of lines by heading: adds how much the average of lines with seeds is above
             theirs.
+        paired: likewise, seed by seed and to three decimals, for differences that are small beside what
+            seeds make.
     """
+    paired = paired or {}
+    instead = ["prior's mean instead"] if any(line.instead for line in lines) else []
+    by_name = {line.name: line for line in lines}
     averages = ["average"] if len(columns) > 1 else []
-    header = ["", *columns, *averages, "SSIM", *over, "parameters added", "seeds"]
+    header = ["", *columns, *averages, "SSIM", *over, *paired, *instead, "parameters added", "seeds"]
     rows = [header, ["---", *("---:" for _ in header[1:])]]
     average = {line.name: line.values(columns, columns) for line in lines}
     for line in lines:
@@ -122,14 +144,19 @@ def compared(lines: Sequence[Repeated], columns: Sequence[str], over: Mapping[st
             ours, theirs = average[line.name], average.get(name)
             known = ours and theirs and line.seeded and line.name != name
             cells.append(f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}" if known else "")  # type: ignore[arg-type]
+        for name in paired.values():
+            other = by_name.get(name)
+            known = other is not None and line.seeded and line.name != name
+            cells.append(_spread(line.over(other.runs, columns), 3, "+") if known and other else "")
+        cells += [_spread([-gain for gain in line.over(line.instead, columns)], 3, "+") for _ in instead]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
         cells.append(f"{len(line.whole(columns))}" if line.seeded else "")
         rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def _spread(values: Sequence[float], digits: int, sign: str = "") -> str:
     if not values:
         return ""
-    mean = f"{statistics.fmean(values):.{digits}f}"
+    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -54,7 +54,7 @@ class Learner:
             for part in spec.trained_parts
         ]
         self._optimizer = torch.optim.AdamW(
-            groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            groups, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
         )
 
     def learn(self, batch: Batch, step: int) -> tuple[float, float]:

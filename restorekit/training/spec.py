@@ -137,6 +137,12 @@ class OptimizerSpec(Spec):
     lr: float = Field(default=1e-3, gt=0)
     min_lr: float = Field(default=1e-6, ge=0)
     betas: tuple[float, float] = (0.9, 0.9)
+    eps: float = Field(
+        default=1e-8,
+        gt=0,
+        description="added to the root of the second moment; far below the gradients of every part: clipping"
+        " makes those of a prior's path through a refiner as small as 1e-11",
+    )
     weight_decay: float = Field(default=0.0, ge=0)
     warmup: int = Field(default=200, ge=0, description="steps of linear warm-up")
     clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")

@@ -89,11 +89,9 @@ class Diffusion(FrozenPrior):
         else:
             diffusers = library("diffusers", _PLUGIN)
             self.library = version("diffusers")
-            whole = place.has(config(UNET)) if layer not in ("vae", "latent") else False
+            whole = layer not in ("vae", "latent") and _is_whole(place, reference, layer)
             folder = AUTOENCODER if whole or place.has(config(AUTOENCODER)) else ""
             layer = layer or ("mid" if whole else "latent")
-            if not whole and layer not in ("vae", "latent"):
-                _ = place.take(config(UNET))
             encoder_config = _read(place, config(folder))
             with torch.device("meta"):
                 network = encoder = Encoder(diffusers, encoder_config, layer)
@@ -139,6 +137,23 @@ class Diffusion(FrozenPrior):
                 embedding = empty_prompt(place.reference, weights, network.words, variant)
         self.prompt: Tensor
         self.register_buffer("prompt", embedding, persistent=False)
+
+
+def _is_whole(place: Source, reference: str, layer: str | None) -> bool:
+    """Tell whether a UNet is walked; one that ought to be there and is not is an error, not an autoencoder.
+
+    Raises:
+        OfflineError, WeightsError: its config is missing.
+    """
+    if place.has(config(UNET)):
+        return True
+    named = reference.partition("@")[0]
+    declared = next((item for item in WEIGHTS if named in (item.tag, item.reference)), None)
+    alone = config(UNET) not in declared.needs if declared else place.has(config(""))
+    if layer is None and alone:
+        return False
+    _ = place.take(config(UNET))
+    return True
 
 
 def _tiny_file(place: Source, layer: str | None) -> TinyEncoder:

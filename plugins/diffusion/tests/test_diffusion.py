@@ -1,13 +1,15 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 
 from restorekit import cache as places
-from restorekit.errors import ConfigError, WeightsError
+from restorekit.errors import ConfigError, OfflineError, WeightsError
 from restorekit.testing import check_prior, check_weights
 from restorekit_diffusion.prior import Diffusion
 from restorekit_diffusion.published import WEIGHTS
@@ -210,6 +212,43 @@ def test_wrong_arguments_are_refused_with_what_there_is(folder, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(WeightsError, match=r"has no unet/config.json"):
         Diffusion(str(tmp_path), layer="mid")
+
+
+def cached(tmp_path, monkeypatch, repository, files):
+    """Put files into a hub's cache, and cut it off."""
+    hub = tmp_path / "hub"
+    model = hub / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    for name, text in files.items():
+        file = model / "snapshots" / commit / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    monkeypatch.setattr("restorekit.references.try_to_load_from_cache", partial(looked_up, hub))
+
+
+def looked_up(hub, repository, name, revision=None):
+    return try_to_load_from_cache(repository, name, cache_dir=hub, revision=revision)
+
+
+@pytest.mark.parametrize("reference", ["sd-1.5", "hub:someone/diffusion"])
+@pytest.mark.parametrize("part", [None, "vae/config.json"])
+def test_a_model_whose_unet_is_not_here_is_no_autoencoder(folder, tmp_path, monkeypatch, reference, part):
+    repository = "someone/diffusion" if "hub" in reference else "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    files = {part: (folder / part).read_text()} if part else {}
+    cached(tmp_path, monkeypatch, repository, files)
+    with pytest.raises(OfflineError, match=r"has no unet/config\.json on this machine"):
+        Diffusion(reference)
+    with pytest.raises(WeightsError, match=r"has no unet/config\.json"):
+        Diffusion(str(tmp_path))
+
+
+def test_an_autoencoder_that_is_not_here_lacks_its_own_config(tmp_path, monkeypatch):
+    cached(tmp_path, monkeypatch, "madebyollin/taesd", {})
+    with pytest.raises(OfflineError, match=r"taesd has no config\.json"):
+        Diffusion("taesd")
 
 
 def test_missing_tensors_are_an_error(folder, tmp_path):

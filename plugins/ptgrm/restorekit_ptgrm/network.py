@@ -5,6 +5,7 @@ Shapes as in the package's docstring.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,7 @@ Head = Literal["paper", "release"]
 Start = Literal["identity", "random"]
 Concatenation = Literal["none", "vector", "map"]
 Level = Literal["image", "feature"]
+Unit = Literal["unit"]
 
 # Above this width of the prior, embeddings of 256 would take the network beyond a million parameters.
 _WIDE_PRIOR = 1024
@@ -59,9 +61,11 @@ class PTGRM(Refiner):
         spatial_attention: likewise.
         positions: whether coordinates guide, beside the prior.
         concatenation: instead of all that, or beside it, join the prior to the features: its ``vector``, or
-            its dense ``map``, enlarged.
+            its dense ``map``, enlarged. It begins with the features as they are, and the prior added by
+            weights that are drawn as those of a layer that sees the prior alone.
         dense_features: of the dense map.
-        prior_scale: factor on the prior; the square root of F gives its values a size of one.
+        prior_scale: factor on the prior, 1 in the published code; ``unit``, the square root of F, gives its
+            values a root mean square of one, whatever F is.
         detach: keep the gradient of the refined image from the backbone.
         level: ``image``, or ``feature`` for the deepest features of a backbone.
         latent_features: how many these are.
@@ -92,7 +96,7 @@ class PTGRM(Refiner):
         positions: bool = True,
         concatenation: Concatenation = "none",
         dense_features: int = 0,
-        prior_scale: float = 1.0,
+        prior_scale: float | Unit = 1.0,
         detach: bool = False,
         level: Level = "image",
         latent_features: int | None = None,
@@ -132,11 +136,14 @@ class PTGRM(Refiner):
         self.parts = [mask_channels * (head == "paper"), restored]
         self.out_channels = None if restored == channels else restored
         self.head, self.level = head, level
+        if isinstance(prior_scale, str):
+            _check_words(prior_scale=(prior_scale, Unit))
+            prior_scale = math.sqrt(prior_features)
         self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
         self.inside, self.latent_features = level == "feature", latent_features
         hidden = prior_hidden or (256 if prior_features <= _WIDE_PRIOR else 128)
         given = {"none": 0, "vector": prior_features, "map": dense_features}[concatenation]
-        self.concatenated = nn.Conv2d(width + given, width, 1, bias=False) if given else None
+        self.concatenated = _joining(width, given) if given else None
         self.enhancement = SpatialVaryingEnhancement(
             width, long_blocks, prior_features, hidden, 4 * width, range_map, gate, positions
         )
@@ -316,6 +323,20 @@ class PTGRM(Refiner):
         nn.init.zeros_(last.bias)
         if self.level == "image" and self.head == "paper":
             nn.init.constant_(last.bias[: self.parts[0]], _TRUST)
+
+
+def _joining(width: int, given: int) -> nn.Conv2d:
+    """Return the layer that joins the prior to the features: the identity, and the prior's own layer.
+
+    Drawn as one layer, 1280 values of a prior would make its weights so small that of the features hardly
+    anything came through.
+    """
+    joined = nn.Conv2d(width + given, width, 1, bias=False)
+    with torch.no_grad():
+        joined.weight[:, :width] = torch.eye(width)[:, :, None, None]
+        # torch's own start of a layer with this many inputs.
+        nn.init.uniform_(joined.weight[:, width:], -(given**-0.5), given**-0.5)
+    return joined
 
 
 class RefinedBackbone(Backbone):

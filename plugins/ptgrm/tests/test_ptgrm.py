@@ -374,6 +374,23 @@ def test_scale_of_the_prior_does_not_matter_but_for_prior_scale():
     assert not torch.allclose(scaled(degraded, restored, prior), network(degraded, restored, prior))
 
 
+def test_prior_of_unit_scale_has_values_of_one_whatever_its_width():
+    for features in (16, 64):
+        network = built(prior_features=features, prior_scale="unit")
+        assert network.prior_scale == features**0.5
+        guide, _ = network._guide(given(features=features)[2])
+        assert guide.square().mean().sqrt() == pytest.approx(1)
+
+
+def test_joined_prior_begins_beside_the_features_as_they_are():
+    torch.manual_seed(0)
+    weight = PTGRM(prior_features=1280, concatenation="vector").concatenated.weight.detach()[..., 0, 0]
+    assert torch.equal(weight[:, :16], torch.eye(16))
+    assert weight[:, 16:].std() == pytest.approx(1280**-0.5 / 3**0.5, rel=0.02)
+    with torch.device("meta"):
+        assert PTGRM(prior_features=1280, concatenation="vector").concatenated.weight.is_meta
+
+
 def test_noisy_pixels_have_a_low_signal_to_noise_ratio():
     degraded, restored, prior = given(64, 64)
     degraded[..., :32] = 0.5
@@ -478,6 +495,7 @@ def test_what_does_not_fit_is_named():
         ({"kernel": 2}, "kernel is 2"),
         ({"channels": 2}, "channels is 2"),
         ({"mask_channels": 2}, "mask_channels is 2"),
+        ({"prior_scale": "units"}, "prior_scale is 'units'"),
         ({"head": "papr"}, "head is 'papr', not one of: paper, release"),
         ({"level": "feature"}, "needs latent_features"),
         ({"concatenation": "map"}, "go together"),
