@@ -1,6 +1,7 @@
 """Jobs that are made once, tables of their reports, and the config of an adaptive model."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,9 +66,11 @@ def test_jobs_run_in_order_and_only_once(photographs, tmp_path):
     assert report["parameters"] == 84 and report["images"] == 4
     assert report["degraded"]["psnr"] == pytest.approx(28.1, abs=0.2)
     assert list(report["weights_sha256"]) == [str(training.result)]
-    fewer = replace(measurement, limit=2)
+    others = tmp_path / "others"
+    others.mkdir()
+    shutil.copy(next(photographs.glob("*.png")), others / "other.png")
     with pytest.raises(TrainingError, match="was measured on other images"):
-        run_all([training, fewer], begin)
+        run_all([training, replace(measurement, data=others)], begin)
 
 
 def test_a_killed_training_goes_on(photographs, tmp_path):

@@ -338,11 +338,6 @@ class Measurement(Job):
         if not self.file.exists():
             return
         stated = json.loads(self.file.read_text(encoding="utf-8"))
-        if stated["dataset_sha256"] != fingerprint(self._samples):
-            raise TrainingError(
-                f"{self.file} was measured on other images than those in {self.data}",
-                "name another folder with -o, or remove that file",
-            )
         for key, ours in self._asked.items():
             theirs = stated.get("asked", self._asked).get(key)
             if ours != theirs:
@@ -350,6 +345,11 @@ class Measurement(Job):
                     f"{self.file} was measured with {key} {theirs}, the experiment says {ours}",
                     "name another folder with -o, or remove that file",
                 )
+        if stated["dataset_sha256"] != fingerprint(self._samples):
+            raise TrainingError(
+                f"{self.file} was measured on other images than those in {self.data}",
+                "name another folder with -o, or remove that file",
+            )
 
     @property
     def _samples(self) -> tuple[Sample, ...]:
