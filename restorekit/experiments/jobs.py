@@ -137,8 +137,29 @@ def _refuse_stale(jobs: Sequence[Job]) -> None:
     )
 
 
+class _Run(Job):
+    """A run of `restorekit train` in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def result(self) -> Path:
+        """Weights of the run."""
+        return RunFolder(self.folder).weights
+
+    @property
+    def place(self) -> Path:
+        """The folder of the run."""
+        return self.folder
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the run has a checkpoint."""
+        return RunFolder(self.folder).in_use or self.result.exists()
+
+
 @dataclass(frozen=True)
-class Training(Job):
+class Training(_Run):
     """A run of `restorekit train`.
 
     Attributes:
@@ -157,21 +178,6 @@ class Training(Job):
     device: str = "auto"
     trial: TrainSpec | None = None
     sketch: TrainSpec | None = None
-
-    @property
-    def result(self) -> Path:
-        """Weights of the run."""
-        return RunFolder(self.folder).weights
-
-    @property
-    def place(self) -> Path:
-        """The folder of the run."""
-        return self.folder
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether the run has a checkpoint."""
-        return RunFolder(self.folder).in_use or self.result.exists()
 
     @property
     def reads(self) -> Iterable[Path]:
@@ -201,7 +207,7 @@ class Training(Job):
 
 
 @dataclass(frozen=True)
-class Later(Job):
+class Later(_Run):
     """A run whose config hangs on what a job before it finds.
 
     Attributes:
@@ -215,21 +221,6 @@ class Later(Job):
     folder: Path
     found: Path
     training: Callable[[], Training]
-
-    @property
-    def result(self) -> Path:
-        """Weights of the run."""
-        return RunFolder(self.folder).weights
-
-    @property
-    def place(self) -> Path:
-        """The folder of the run."""
-        return self.folder
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether the run has a checkpoint."""
-        return RunFolder(self.folder).in_use or self.result.exists()
 
     @property
     def reads(self) -> Iterable[Path]:
