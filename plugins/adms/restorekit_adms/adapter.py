@@ -63,8 +63,7 @@ class Adms(Adapter):
             defaults, those of the part that has the classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
-        widths: features of the classifier's convolutions; fewer for a small base, beside which the published
-            size would be most of the network.
+        widths: features of the classifier's convolutions, each at half the size of the one before.
         combined: degradations whose filters were combined of those of others: they act by ``set_adapter`` or
             an oracle, no other router chooses them.
         train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or

@@ -17,7 +17,7 @@ from restorekit.registry import adapters, backbones
 from restorekit.testing import check_adapter
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_adms.adapter import Adms
-from restorekit_adms.classifier import Classifier
+from restorekit_adms.classifier import Classifier, _details
 from restorekit_adms.deltas import Delta, units_of, vectors_of
 from restorekit_adms.files import inspect
 from restorekit_adms.network import Adaptive
@@ -627,9 +627,18 @@ def test_merge_that_is_not_finite_is_refused():
 # Routers.
 
 
-def test_classifier_has_the_parameters_of_the_budget():
+def test_classifier_has_the_parameters_that_are_stated():
     with torch.device("meta"):
-        assert sum(p.numel() for p in Classifier(3).parameters()) == 284_931
+        assert sum(p.numel() for p in Classifier(3).parameters()) == 52_795
+
+
+def test_classifier_sees_details_a_level_apart_and_none_where_an_image_is_flat():
+    image = torch.full((1, 3, 20, 31), 0.6, dtype=torch.float64)
+    assert not _details(image, 0, None).abs().gt(1e-9).any()
+    image[..., 7, 11] += 9 / 8 / 255
+    details = _details(image, 0, None)[0, 0]
+    torch.testing.assert_close(details[7, 11].sinh(), torch.tensor(1.0, dtype=torch.float64))
+    torch.testing.assert_close(_details(image, 5, 12)[0, 0], details[5:12])
 
 
 @pytest.mark.parametrize("widths", [(48, 64, 96, 96, 128), (8, 12, 16)])
