@@ -145,12 +145,12 @@ def test_what_a_prior_says_is_measured_against_its_mean_and_against_silence(docu
     measured = [job for job in jobs if job.file.name == "eyes-1-pairs.json"]
     assert [job.pipeline().steps[1].refine.prior.name for job in measured] == ["backbone", "none"]
     table = made[2].read_text().partition("small-noise: begin")[2]
-    assert "| over silent | prior's mean instead | parameters added |" in table
+    assert "| over silent | prior's mean instead | parameters added | compute | seeds |" in table
     line = next(line for line in table.splitlines() if line.startswith("| with eyes"))
     cells = line.split(" | ")
     # Of silence there is one seed, of the mean there are two.
-    assert re.fullmatch(r"[+-]\d\.\d{3}", cells[-4])
-    assert re.fullmatch(r"[+-]\d\.\d{3} ± \d\.\d{3}", cells[-3])
+    assert re.fullmatch(r"[+-]\d\.\d{3}", cells[-5])
+    assert re.fullmatch(r"[+-]\d\.\d{3} ± \d\.\d{3}", cells[-4])
 
 
 def test_parameters_are_those_of_the_refiner_alone(done, made):
@@ -160,7 +160,7 @@ def test_parameters_are_those_of_the_refiner_alone(done, made):
     report = rows["eyes"]["0"]["sigma 10"]
     assert report["refiner_parameters"] == added > 1000
     assert report["parameters"] - added == rows["base"]["0"]["sigma 10"]["parameters"]
-    assert f" {added:,} | 2 |" in made[2].read_text()
+    assert f" {added:,} | × {done['noise']['compute']['eyes']['ratio']:.2f} | 2 |" in made[2].read_text()
 
 
 def test_rows_go_on_from_the_base_with_their_own_seed_and_measure_the_backbone_they_trained(made, done):
@@ -174,7 +174,8 @@ def test_rows_go_on_from_the_base_with_their_own_seed_and_measure_the_backbone_t
 
 
 def test_longer_takes_the_compute_of_its_row_at_the_rate_of_its_backbone(made, done):
-    counted = done["noise"]["compute"]
+    assert [*done["noise"]["compute"]] == ["eyes", "blind", "shuffled"]
+    counted = done["noise"]["compute"]["eyes"]
     refined, alone = counted["operations"][0]["refined"], counted["operations"][0]["alone"]
     assert counted["ratio"] == refined / alone and counted["steps"] == [round(2 * refined / alone)]
     longer = read_run(made[0] / "noise" / "longer-1").spec
@@ -204,13 +205,13 @@ def test_a_killed_experiment_goes_on(document, made, done, tmp_path):
 
         return report
 
-    jobs = experiment(document, tmp_path, task="noise", seed=0).jobs()[:4]
+    jobs = experiment(document, tmp_path, task="noise", seed=0).jobs()[:6]
     with pytest.raises(KeyboardInterrupt):
         run_all(jobs, stop)
     assert started[-1] == "noise: with eyes, seed 0"
     killed, started = started[:-1], []
     run_all(jobs, lambda job: started.append(job.name) or (lambda finished, total: None))
-    assert started == ["noise: with eyes, seed 0"] and len(killed) == 3
+    assert started == ["noise: with eyes, seed 0"] and len(killed) == 5
     ours, theirs = (
         read_tensors(folder / "noise" / "eyes-0" / "weights.safetensors") for folder in (tmp_path, made[0])
     )
@@ -377,7 +378,7 @@ def test_options_are_looked_at_before_the_work(made, run, tmp_path, monkeypatch,
 def test_results_of_another_config_are_refused(document, made, done):
     other = with_settings(document, ["refined.stages=[{steps: 3, patch: 16, batch: 2}]"])
     jobs = experiment(other, made[0]).jobs()
-    with pytest.raises(TrainingError, match=r"compute.json was counted for another config"):
+    with pytest.raises(TrainingError, match=r"eyes.json was counted for another config"):
         run_all(jobs, silent)
     other = with_settings(document, ["tasks.noise.limit=2"])
     with pytest.raises(TrainingError, match="was measured with limit 1, the experiment says 2"):

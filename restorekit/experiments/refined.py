@@ -88,14 +88,15 @@ class RefinedExperiment:
     def _of_task(self, task: str) -> Iterator[Job]:
         columns = self.columns(task)
         yield self._base(task)
+        for row in self.spec.rows:
+            yield self._compute(task, row)
         if self.spec.longer:
-            yield self._compute(task)
             for seed in self._chosen(LONGER):
                 folder = self._folder(task, LONGER, seed)
                 yield Later(
                     f"{task}: {_TITLES[LONGER]}, seed {seed}",
                     folder,
-                    self._compute(task).result,
+                    self._compute(task, self.spec.longer.like).result,
                     partial(self._longer, task, seed),
                 )
         for row in self.spec.rows:
@@ -162,17 +163,16 @@ class RefinedExperiment:
             self._refined_spec(task, row, seed, **fresh) if tried else None,
         )
 
-    def _compute(self, task: str) -> Compute:
-        assert self.spec.longer is not None
-        like = self.spec.longer.like
-        spec = self._refined_spec(task, like, self.spec.rows[like].seeds[0])
-        return Compute(f"{task}: compute of {self._title(like)}", spec, self.folder / task / "compute.json")
+    def _compute(self, task: str, row: str) -> Compute:
+        spec = self._refined_spec(task, row, self.spec.rows[row].seeds[0])
+        file = self.folder / task / "compute" / f"{row}.json"
+        return Compute(f"{task}: compute of {self._title(row)}", spec, file)
 
     def _longer(self, task: str, seed: int) -> Training:
         """Return the run that goes on as a refined one, without the refiner; once steps are counted."""
         assert self.spec.longer is not None
         like = self._refined_spec(task, self.spec.longer.like, seed)
-        steps = self._counted(task)["steps"]
+        steps = self._counted(task, self.spec.longer.like)["steps"]
         factor = like.optimizer.factors.get("backbone", 1.0)
         rates = {"lr": like.optimizer.lr * factor, "min_lr": like.optimizer.min_lr * factor, "factors": {}}
         document = {
@@ -190,8 +190,8 @@ class RefinedExperiment:
             self.device,
         )
 
-    def _counted(self, task: str) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self._compute(task).result.read_text(encoding="utf-8"))
+    def _counted(self, task: str, row: str) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self._compute(task, row).result.read_text(encoding="utf-8"))
         return facts
 
     # What is measured.
@@ -262,9 +262,9 @@ class RefinedExperiment:
             means = {
                 row: self._reports(task, row, columns, mean=True) for row in self._rows if self._has_mean(row)
             }
-            counted = self._counted(task) if self.spec.longer else None
+            counted = {row: self._counted(task, row) for row in self.spec.rows}
             paired = {"over silent": self._title(self.spec.silent)} if self.spec.silent else {}
-            table = compared([*self._lines(rows, means)], columns, self._over, paired)
+            table = compared([*self._lines(rows, means, counted)], columns, self._over, paired)
             tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
             facts[task] = {"columns": columns, "rows": rows, "means": means, "compute": counted}
         return Made(tables, {"tasks": facts})
@@ -290,6 +290,7 @@ class RefinedExperiment:
         self,
         rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
         means: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
+        counted: Mapping[str, Mapping[str, Any]],
     ) -> Iterator[Repeated]:
         base = rows[BASE][self.spec.seed]
         before = {column: report["degraded"] for column, report in base.items()}
@@ -297,13 +298,20 @@ class RefinedExperiment:
         for row, runs in rows.items():
             some = next((report for run in runs.values() for report in run.values()), None)
             added = some["refiner_parameters"] if some and row in self.spec.rows else None
-            yield Repeated(self._title(row), runs, added, seeded=row != BASE, instead=means.get(row, {}))
+            yield Repeated(
+                self._title(row),
+                runs,
+                added,
+                seeded=row != BASE,
+                instead=means.get(row, {}),
+                compute=counted[row]["ratio"] if row in counted else None,
+            )
 
     def _about(
         self,
         task: str,
         rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
-        counted: Mapping[str, Any] | None,
+        counted: Mapping[str, Mapping[str, Any]],
     ) -> str:
         asked, some = self.spec.tasks[task], next(iter(rows[BASE][self.spec.seed].values()))
         base, first = self._base(task).spec, next(iter(self.spec.rows))
@@ -323,11 +331,14 @@ class RefinedExperiment:
                 " Prior's mean instead: what the same weights gain when every image gets the mean that the "
                 "prior had in training; a loss is what the prior's word on each image is worth."
             )
-        if counted is None or self.spec.longer is None:
+        text += (
+            " Compute: of a step, against one of the backbone alone (convolutions and matrix products for a "
+            "patch; what is trained counts three times its forward pass)."
+        )
+        if self.spec.longer is None:
             return text
+        like = self.spec.longer.like
         return (
-            f"{text} Trained longer: {sum(counted['steps']):,} steps of the backbone alone, as a step with "
-            f"{self._title(self.spec.longer.like)} computes {counted['ratio']:.2f} times as much "
-            f"(convolutions and matrix products for a patch; what is trained counts three times its forward "
-            f"pass)."
+            f"{text} Trained longer: {sum(counted[like]['steps']):,} steps of the backbone alone, which compute "
+            f"as much as those with {self._title(like)}."
         )

@@ -85,6 +85,7 @@ class Repeated:
         parameters: that it adds to the backbone; None where that means nothing.
         seeded: whether there are seeds to count.
         instead: of runs whose refiner was told the mean of its prior, as ``runs``.
+        compute: of a step of training, against one of the backbone alone; None where that is one.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Repeated:
     parameters: int | None = None
     seeded: bool = True
     instead: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    compute: float | None = None
 
     def whole(self, columns: Sequence[str]) -> list[Line]:
         """Return the runs that have every column."""
@@ -133,7 +135,9 @@ def compared(
     instead = ["prior's mean instead"] if any(line.instead for line in lines) else []
     by_name = {line.name: line for line in lines}
     averages = ["average"] if len(columns) > 1 else []
-    header = ["", *columns, *averages, "SSIM", *over, *paired, *instead, "parameters added", "seeds"]
+    compute = ["compute"] if any(line.compute for line in lines) else []
+    header = ["", *columns, *averages, "SSIM", *over, *paired, *instead]
+    header += ["parameters added", *compute, "seeds"]
     rows = [header, ["---", *("---:" for _ in header[1:])]]
     average = {line.name: line.values(columns, columns) for line in lines}
     for line in lines:
@@ -150,6 +154,7 @@ def compared(
             cells.append(_spread(line.over(other.runs, columns), 3, "+") if known and other else "")
         cells += [_spread([-gain for gain in line.over(line.instead, columns)], 3, "+") for _ in instead]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
+        cells += [f"× {line.compute:.2f}" if line.compute else "" for _ in compute]
         cells.append(f"{len(line.whole(columns))}" if line.seeded else "")
         rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
