@@ -160,7 +160,7 @@ def test_parameters_are_those_of_the_refiner_alone(done, made):
     report = rows["eyes"]["0"]["sigma 10"]
     assert report["refiner_parameters"] == added > 1000
     assert report["parameters"] - added == rows["base"]["0"]["sigma 10"]["parameters"]
-    assert f" {added:,} | × {done['noise']['compute']['eyes']['ratio']:.2f} | 2 |" in made[2].read_text()
+    assert f" {added:,} | {done['noise']['compute']['eyes']['ratio']:.2f} x | 2 |" in made[2].read_text()
 
 
 def test_rows_go_on_from_the_base_with_their_own_seed_and_measure_the_backbone_they_trained(made, done):

@@ -339,6 +339,6 @@ class RefinedExperiment:
             return text
         like = self.spec.longer.like
         return (
-            f"{text} Trained longer: {sum(counted[like]['steps']):,} steps of the backbone alone, which compute "
-            f"as much as those with {self._title(like)}."
+            f"{text} Trained longer: {sum(counted[like]['steps']):,} steps of the backbone alone, which "
+            f"compute as much as those with {self._title(like)}."
         )

@@ -154,7 +154,7 @@ def compared(
             cells.append(_spread(line.over(other.runs, columns), 3, "+") if known and other else "")
         cells += [_spread([-gain for gain in line.over(line.instead, columns)], 3, "+") for _ in instead]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
-        cells += [f"× {line.compute:.2f}" if line.compute else "" for _ in compute]
+        cells += [f"{line.compute:.2f} x" if line.compute else "" for _ in compute]
         cells.append(f"{len(line.whole(columns))}" if line.seeded else "")
         rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
