@@ -140,6 +140,7 @@ def test_results_of_other_settings_or_weights_are_refused_with_all_that_came_of_
         ({"adapter.params.ratio": 3}, "not in"),
         ({"adapter.params.rato": 0.1}, "rato"),
         ({"degradations.train": "gaussian"}, "train"),
+        ({"adapter.params.exclusive": True}, "the chain says exclusive itself"),
     ],
 )
 def test_what_the_adapter_refuses_is_refused_before_anything_is_trained(

@@ -27,6 +27,10 @@ Row = Literal[
 ]
 
 
+# Of the adapter's params: the chain says these itself, and chooses the filters of each degradation alone.
+_FILLED = ("degradations", "scores", "specialists", "parts", "train", "none", "exclusive")
+
+
 class DiscoverySpec(Spec):
     """How the filters of a degradation are found: FAIG from the unified model to a specialist."""
 
@@ -83,6 +87,9 @@ class AdaptiveSpec(Spec):
     def _fits_together(self) -> Self:
         if "clean" in self.degradations or "none" in self.degradations:
             raise wrong("clean images are a class of their own", "leave it out, and set clean: 0.1")
+        filled = [name for name in _FILLED if name in self.adapter.params]
+        if filled:
+            raise wrong(f"adapter.params: the chain says {', '.join(filled)} itself", "leave that out")
         if self.comparison:
             for name in self.comparison.degradations:
                 if name not in self.degradations:
