@@ -14,6 +14,7 @@ from restorekit.pipeline import Pipeline
 ROWS = (
     "unified",
     "adaptive",
+    "decided",
     "oracle",
     "uniform",
     "random",
@@ -91,7 +92,7 @@ def test_every_row_is_measured_on_every_degradation(made, done):
 
 def test_clean_images_are_a_column_where_one_network_sees_all(done):
     with_clean = {row for row in ROWS if "clean" in done["rows"][row]}
-    assert with_clean == {"unified", "adaptive", "oracle", "uniform", "larger", "longer"}
+    assert with_clean == {"unified", "adaptive", "decided", "oracle", "uniform", "larger", "longer"}
     # Told that an image is clean, the adaptive model is the unified one.
     assert done["rows"]["oracle"]["clean"]["psnr"] == done["rows"]["unified"]["clean"]["psnr"]
 

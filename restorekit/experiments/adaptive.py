@@ -36,6 +36,7 @@ NAMES: Mapping[Row, str] = {
     "longer": "UM, trained longer",
     "larger": "UM, of the adaptive model's size",
     "adaptive": "ADMS, classifier",
+    "decided": "ADMS, classifier's first choice alone",
     "oracle": "ADMS, told the degradation",
     "uniform": "ADMS, all filters alike",
     "random": "random filters, told",
@@ -354,13 +355,16 @@ class Experiment:
 
     def _pipeline(self, row: Row, column: str) -> PipelineSpec:
         unified, adapter = self._unified_ref(), None
-        if row in ("adaptive", "oracle", "uniform"):
-            told = {"oracle": {"name": "oracle", "label": column}, "uniform": "uniform"}
-            params = {"router": told[row]} if row in told else {}
+        if row in ("adaptive", "decided", "oracle", "uniform"):
+            own: dict[Row, dict[str, Any]] = {
+                "decided": {"top1": True},
+                "oracle": {"router": {"name": "oracle", "label": column}},
+                "uniform": {"router": "uniform"},
+            }
             adapter = {
                 "name": self.spec.adapter.name,
                 "weights": str(self.classifier.result),
-                "params": params,
+                "params": own.get(row, {}),
             }
         elif row in ("random", "delta", "copied"):
             adapter = {"name": self.spec.adapter.name, "weights": str(self._one_each(row, column).result)}

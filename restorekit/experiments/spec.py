@@ -19,6 +19,7 @@ Row = Literal[
     "longer",
     "specialists",
     "adaptive",
+    "decided",
     "oracle",
     "uniform",
     "random",
