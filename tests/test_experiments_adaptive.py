@@ -88,6 +88,7 @@ def test_every_row_is_measured_on_every_degradation(made, done):
         assert {"noise", "blur"} <= done["rows"][row].keys(), row
         assert all(report["psnr"] > 5 for report in done["rows"][row].values()), row
     assert table.count("\n| ") == len(ROWS) + 3 and "of the gap" in table
+    assert [line[-4:] for line in table.splitlines() if line.startswith("| degraded")] == ["|  |"]
 
 
 def test_clean_images_are_a_column_where_one_network_sees_all(done):

@@ -185,7 +185,9 @@ def plan(
         say(f"  licences    {', '.join(part['licences'])}")
         count = part["parameters"]
         say(f"  parameters  {'not known without --build' if count is None else f'{count:,}'}")
-        say(f"  memory      {_memory(part)}")
+        # An adapter works in the memory of its backbone.
+        if part["kind"] != "adapter" or part["memory_per_pixel"] is not None:
+            say(f"  memory      {_memory(part)}")
     say(f"\ntile {spec.tile.size}, overlap {spec.tile.overlap}; licences: {', '.join(licences)}")
     for notice in notices:
         note(f"notice: {notice}")

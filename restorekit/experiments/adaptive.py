@@ -388,7 +388,7 @@ class Experiment:
         }
         first = reports[comparison.rows[0]]
         before = {name: {"psnr": facts["degraded"].get("psnr")} for name, facts in first.items()}
-        lines = [Line("degraded", before)]
+        lines = [Line("degraded", before, restored=False)]
         lines += [Line(NAMES[row], reports[row], _parameters(row, reports[row])) for row in comparison.rows]
         gap = (NAMES["unified"], NAMES["independent"])
         share = ":".join(gap) if {"unified", "independent"} <= {*comparison.rows} else ""

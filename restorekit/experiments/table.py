@@ -18,11 +18,13 @@ class Line:
         name: what it is, for people.
         reports: facts of a report for each column that it has.
         parameters: of all its networks together; None where that means nothing.
+        restored: whether a network made it, which then closes some of a gap.
     """
 
     name: str
     reports: Mapping[str, Mapping[str, Any]]
     parameters: int | None = None
+    restored: bool = True
 
     def mean(self, columns: Sequence[str], metric: str = "psnr") -> float | None:
         """Return the mean over the columns; None where one is missing."""
@@ -66,6 +68,7 @@ def markdown(
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
         if share:
             known = mean is not None and lower is not None and upper is not None and upper != lower
+            known = known and line.restored
             cells.append(f"{(mean - lower) / (upper - lower):.0%}" if known else "")  # type: ignore[operator]
         rows.append(cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
