@@ -88,25 +88,26 @@ class Classifier(nn.Module):
 
     def _seen(self, images: Tensor, top: int = 0, bottom: int | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> features (B, D, h, w) of the rows from top to before bottom."""
-        images = images.to(self.head.weight)
-        # The image about its middle, at unit variance.
-        rows = [(images[:, :, top:bottom] - 0.5) * 4, _details(images, top, bottom)]
+        # As an 8-bit file has it: patches of a training, photographs in 16 bits and floats look alike.
+        levels = images.to(self.head.weight).mul(255).round_().clamp_(0, 255)
+        # About the middle, at unit variance.
+        rows = [(levels[:, :, top:bottom] - 127.5) / 64, _details(levels, top, bottom)]
         features: Tensor = self.features(torch.cat(rows, 1))
         return features
 
 
-def _details(images: Tensor, top: int, bottom: int | None) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 1, h, W), what of the gray image is no mean of 3 x 3 pixels.
+def _details(levels: Tensor, top: int, bottom: int | None) -> Tensor:
+    """(B, 3, H, W) in [0, 255] -> (B, 1, h, W), what of the gray image is no mean of 3 x 3 pixels.
 
-    In 8-bit levels, linear below one level and logarithmic above: a level counts where little happens.
+    Linear below one level and logarithmic above: a level counts where little happens.
     """
-    height = images.shape[-2]
+    height = levels.shape[-2]
     bottom = height if bottom is None else min(bottom, height)
     # A mean at the rows' edge needs the row beyond.
     above, below = max(0, top - 1), min(height, bottom + 1)
-    gray = images[:, :, above:below].mean(1, keepdim=True)
+    gray = levels[:, :, above:below].mean(1, keepdim=True)
     smooth = functional.avg_pool2d(gray, 3, 1, 1, count_include_pad=False)
-    return torch.asinh((gray - smooth) * 255)[:, :, top - above : bottom - above]
+    return torch.asinh(gray - smooth)[:, :, top - above : bottom - above]
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

@@ -633,9 +633,9 @@ def test_classifier_has_the_parameters_that_are_stated():
 
 
 def test_classifier_sees_details_a_level_apart_and_none_where_an_image_is_flat():
-    image = torch.full((1, 3, 20, 31), 0.6, dtype=torch.float64)
+    image = torch.full((1, 3, 20, 31), 60, dtype=torch.float64)
     assert not _details(image, 0, None).abs().gt(1e-9).any()
-    image[..., 7, 11] += 9 / 8 / 255
+    image[..., 7, 11] += 9 / 8
     details = _details(image, 0, None)[0, 0]
     torch.testing.assert_close(details[7, 11].sinh(), torch.tensor(1.0, dtype=torch.float64))
     torch.testing.assert_close(_details(image, 5, 12)[0, 0], details[5:12])
@@ -650,6 +650,13 @@ def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, w
     whole = classifier(x)
     monkeypatch.setattr("restorekit_adms.classifier._PIECE", 32 * size[1])
     torch.testing.assert_close(classifier(x), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_classifier_sees_an_image_of_more_bits_as_an_8_bit_file_has_it():
+    torch.manual_seed(0)
+    classifier = Classifier(3).eval()
+    fine = torch.rand(1, 3, 40, 50) * 1.2 - 0.1
+    assert torch.equal(classifier(fine), classifier((fine * 255).round().clamp(0, 255) / 255))
 
 
 def test_classifier_looks_once_at_the_whole_image_and_never_at_tiles():
