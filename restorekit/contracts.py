@@ -33,10 +33,12 @@ class Verdict:
     Attributes:
         shares: of each kind by name; they sum to one where the network chooses among them.
         source: what found it: a classifier, or the user.
+        sure: whether it acts by it; where not, it acts as on an image that it found nothing in.
     """
 
     shares: Mapping[str, float]
     source: str
+    sure: bool = True
 
     @property
     def kind(self) -> str:
@@ -45,7 +47,8 @@ class Verdict:
 
     def __str__(self) -> str:
         """Return kind and confidence, as ``rain 97 %``."""
-        return f"{self.kind} {100 * self.shares[self.kind]:.0f} %"
+        text = f"{self.kind} {100 * self.shares[self.kind]:.0f} %"
+        return text if self.sure else f"{text}, too little to act by"
 
 
 @dataclass(frozen=True)

@@ -368,7 +368,7 @@ def _together(verdicts: Sequence[Verdict]) -> Verdict | None:
     shares = {
         name: sum(verdict.shares.get(name, 0.0) for verdict in verdicts) / len(verdicts) for name in names
     }
-    return replace(verdicts[0], shares=shares)
+    return replace(verdicts[0], shares=shares, sure=any(verdict.sure for verdict in verdicts))
 
 
 def _merged(outputs: Sequence[Tensor], channels: int) -> Tensor:

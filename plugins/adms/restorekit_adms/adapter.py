@@ -59,8 +59,11 @@ class Adms(Adapter):
             degradation.
         none: name of one more kind for which the base acts alone, such as clean; empty for no such kind.
         temperature: divides the classifier's logits; above 1 mixes more.
-        top1: act by the largest share alone. This, the temperature and ``none`` are, where left at their
-            defaults, those of the part that has the classifier.
+        top1: act by the largest share alone.
+        least: with ``top1``, the smallest share that is acted by; where the largest is below it, the base
+            acts alone: to undo what an image does not suffer from costs more than to leave it. These, the
+            temperature and ``none`` are, where left at their defaults, those of the part that has the
+            classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
         widths: features of the classifier's convolutions, each at half the size of the one before.
@@ -96,6 +99,7 @@ class Adms(Adapter):
         none: str = "",
         temperature: float = 1.0,
         top1: bool = False,
+        least: float = 0.0,
         mode: Mode = "auto",
         widths: Sequence[int] = WIDTHS,
         combined: Sequence[str] = (),
@@ -120,6 +124,10 @@ class Adms(Adapter):
         check_word("train", train, get_args(Train))
         if not temperature > 0:
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
+        if not 0 <= least <= 1:
+            raise ConfigError("params.least", f"{least} is no share", "write a number from 0 to 1, as 0.5")
+        if least and not top1:
+            raise ConfigError("params.least", "without top1 every share acts", "write top1: true, too")
         check_names([*degradations, *([none] if none else [])])
         self.parts = tuple(parts)
         self.combined = tuple(combined)
@@ -137,7 +145,8 @@ class Adms(Adapter):
             raise ConfigError("params.widths", f"{list(widths)} are no widths", "write [16, 24, 32, 32, 48]")
         self.widths = tuple(widths)
         self.router, self.none, self.mode = RouterChoice.of(router), none, mode
-        self.temperature, self.top1, self.train_what = temperature, top1, train
+        self.temperature, self.top1, self.least = temperature, top1, least
+        self.train_what = train
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
         self.deltas = nn.Module()
         self.classifier: Classifier | None = None
@@ -300,6 +309,7 @@ class Adms(Adapter):
             "none": self.none,
             "temperature": self.temperature,
             "top1": self.top1,
+            "least": self.least,
             "mode": self.mode,
             "widths": WIDTHS if self.classifier is None else self.widths,
             "combined": self.combined,
@@ -429,7 +439,8 @@ class Adms(Adapter):
         """Take the classifier of a part, and how its shares are acted by where nothing else was asked for."""
         none: str = stated.get("none", "")
         self.none = self.none or none
-        self.top1 = self.top1 or bool(stated.get("top1"))
+        if not self.top1:
+            self.top1, self.least = bool(stated.get("top1")), float(stated.get("least", 0))
         if self.temperature == 1:
             self.temperature = float(stated.get("temperature", 1))
         named = (*stated.get("degradations", ()), *([none] if none else []))

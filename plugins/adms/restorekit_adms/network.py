@@ -92,9 +92,9 @@ class Adaptive(Managed):
         if tile:
             act = self._act(lambda image: self.backbone.for_image(image, tile), degraded, weights)
         found = dict(zip(self.adapter.kinds, shares[0].tolist(), strict=True))
-        return Judged(
-            lambda window: self._act(act, window, weights.expand(len(window), -1)), Verdict(found, source)
-        )
+        left = bool(shares.any()) and not self._acted(shares).any()
+        verdict = Verdict(found, source, sure=not left)
+        return Judged(lambda window: self._act(act, window, weights.expand(len(window), -1)), verdict)
 
     def judge(self, degraded: Tensor) -> tuple[Tensor, str]:
         """(B, C, H, W) -> shares (B, K) of the kinds, and what found them.
@@ -166,12 +166,17 @@ class Adaptive(Managed):
         return self._weights_of(self.judge(degraded)[0])
 
     def _weights_of(self, shares: Tensor) -> Tensor:
-        acted = largest(shares) if self.adapter.top1 and self.settled is None else shares
-        weights = acted[:, : len(self.adapter.names)]
+        weights = self._acted(shares)[:, : len(self.adapter.names)]
         if self._scales:
             factors = [self._scales.get(name, 1.0) for name in self.adapter.names]
             weights = weights * torch.tensor(factors, device=weights.device, dtype=weights.dtype)
         return weights
+
+    def _acted(self, shares: Tensor) -> Tensor:
+        """(B, K) -> (B, K): what is acted by."""
+        if self.settled is None and self.adapter.top1:
+            return largest(shares, self.adapter.least)
+        return shares
 
     def _here(self, degraded: Tensor) -> Tensor:
         """Return the batch as a stand-in on the adapter's device, where shares are made."""

@@ -114,6 +114,7 @@ def checked(shares: Tensor, images: Tensor, kinds: Sequence[str]) -> Tensor:
     return shares
 
 
-def largest(shares: Tensor) -> Tensor:
-    """(B, K) -> (B, K): all of it to the kind with the largest share."""
-    return one_hot(shares.argmax(1), shares.shape[1]).to(shares.dtype)
+def largest(shares: Tensor, least: float = 0.0) -> Tensor:
+    """(B, K) -> (B, K): all to the kind with the largest share, or nothing where that is below the least."""
+    chosen = one_hot(shares.argmax(1), shares.shape[1]).to(shares.dtype)
+    return chosen * (shares.amax(1, keepdim=True) >= least)

@@ -688,6 +688,29 @@ def test_temperature_mixes_and_top1_decides():
     assert adaptive.weights(x).shape == (3, 2), "the kind without filters has no weight"
 
 
+def test_a_share_below_the_least_leaves_the_image_to_the_base():
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier", none="clean", top1=True)
+    x = images(network, 4)
+    first = adaptive.weights(x)
+    shares = adaptive.judge(x)[0].amax(1)
+    adapter.least = float(shares.sort().values[1:3].mean())
+    sure = (shares >= adapter.least).to(first.dtype)
+    assert sure.sum() == 2 and torch.equal(adaptive.weights(x), first * sure[:, None])
+    verdicts = [adaptive.for_image(x[row : row + 1], 0).verdict for row in range(4)]
+    assert [verdict.sure for verdict in verdicts] == sure.bool().tolist()
+    assert sorted("too little to act by" in str(verdict) for verdict in verdicts) == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(ConfigError, match="without top1 every share acts"):
+        adapter_of(network_of(), least=0.5)
+    with pytest.raises(ConfigError, match="is no share"):
+        adapter_of(network_of(), top1=True, least=1.5)
+
+
 def test_routers_say_what_they_should():
     network = network_of()
     x = images(network, 2)
