@@ -54,22 +54,33 @@ class Marks:
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+        self.path, self.name = path, name
+        self._around()
+
+    def write(self, text: str) -> None:
+        """Replace what stands between the marks, and nothing else.
+
+        Raises:
+            OutputError: as when it was made; the document may have changed.
+        """
+        # Read again: between making this and having something to write, hours may pass.
+        before, after = self._around()
+        with replacing(self.path) as temporary:
+            temporary.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+
+    def _around(self) -> tuple[str, str]:
+        """Return what stands before and after the place, the marks with it."""
+        begin, end = f"<!-- {self.name}: begin -->", f"<!-- {self.name}: end -->"
         try:
-            text = path.read_text(encoding="utf-8")
+            text = self.path.read_text(encoding="utf-8")
         except OSError as error:
             raise OutputError(
-                f"{path} cannot be read: {error.strerror}", "create it first, with the marks"
+                f"{self.path} cannot be read: {error.strerror}", "create it first, with the marks"
             ) from error
         before, begun, rest = text.partition(begin)
         _, ended, after = rest.partition(end)
         if not begun or not ended:
             raise OutputError(
-                f"{path} has no place for {name}", f"put {begin} and {end} on lines of their own"
+                f"{self.path} has no place for {self.name}", f"put {begin} and {end} on lines of their own"
             )
-        self.path, self._before, self._after = path, before + begin, end + after
-
-    def write(self, text: str) -> None:
-        """Replace what stands between the marks."""
-        with replacing(self.path) as temporary:
-            temporary.write_text(f"{self._before}\n{text}\n{self._after}", encoding="utf-8")
+        return before + begin, end + after

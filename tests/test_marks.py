@@ -1,0 +1,31 @@
+"""Generated texts in documents: what stands around them stays."""
+
+import pytest
+
+from restorekit.errors import OutputError
+from restorekit.files import Marks
+
+PAGE = "# Page\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nrest\n"
+
+
+def test_what_was_written_into_the_document_meanwhile_stays(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    place = Marks(page, "figures")
+    page.write_text(PAGE.replace("rest", "changed by somebody else"))
+    place.write("new")
+    assert page.read_text() == PAGE.replace("rest", "changed by somebody else").replace("old", "new")
+
+
+def test_a_document_without_the_place_is_refused_and_left_as_it_is(tmp_path):
+    page = tmp_path / "page.md"
+    with pytest.raises(OutputError, match="cannot be read"):
+        Marks(page, "figures")
+    page.write_text(PAGE)
+    with pytest.raises(OutputError, match="has no place for others"):
+        Marks(page, "others")
+    place = Marks(page, "figures")
+    page.write_text("nothing")
+    with pytest.raises(OutputError, match="has no place for figures"):
+        place.write("new")
+    assert page.read_text() == "nothing"
