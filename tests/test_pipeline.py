@@ -60,7 +60,7 @@ def test_verdict_on_the_whole_image_stands_in_the_record(tile, size, channels, l
     assert result.verdict.shares["bright"] == pytest.approx(float(image.mean()), abs=1e-3)
     assert result.steps[1].verdict is None
     stored = json.loads(result.to_json())["steps"]
-    assert stored[0]["verdict"] == {"shares": result.verdict.shares, "source": "a look"}
+    assert stored[0]["verdict"] == {"shares": result.verdict.shares, "source": "a look", "sure": True}
 
 
 def test_network_that_does_not_judge_has_no_verdict():

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from restorekit import load_pipeline, restore
+from restorekit.config import check
+from restorekit.degradations.spec import RecipeSpec
 from restorekit.evaluation.metrics import psnr
+from restorekit.evaluation.run import by_recipe
 from restorekit.image import Image
 from restorekit.testing import check_weights
 from restorekit_zoo import WEIGHTS
@@ -33,8 +36,9 @@ def test_card_states_licence_data_and_figures(weights):
     assert card.startswith("---\n") and f"license: {weights.licence.lower()}" in card
     for heading in ("Intended use", "Limits", "Training", "Figures"):
         assert f"## {heading}" in card
-    assert weights.sha256 in card
-    assert re.search(r"sigma 25 \| \d\d\.\d\d", card)
+    figures = card.partition("## Figures")[2]
+    assert weights.sha256 in figures
+    assert re.search(r"\| (sigma 25|rain) \| \d\d\.\d\d ", figures)
 
 
 def clean_scene():
@@ -63,6 +67,33 @@ def test_denoiser_removes_the_noise_of_a_gray_image():
 def test_denoiser_leaves_clean_images_alone():
     clean = clean_scene()
     assert psnr(clean, restore(clean, "denoise"), 1) > 38
+
+
+RECIPES = {
+    "noise": {"name": "gaussian", "sigma": [25, 25]},
+    "rain": {"name": "rain", "streaks": [12000, 12000], "length": [20, 20], "opacity": [0.7, 0.7]},
+    "haze": {"name": "haze", "beta": [1.2, 1.2], "airlight": [0.85, 0.85]},
+    "darkness": {"name": "low_light", "gamma": [2.2, 2.2], "gain": [0.6, 0.6]},
+    "jpeg": {"name": "jpeg", "quality": [12, 12]},
+}
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """The example without its noise, at half its size."""
+    restored = restore(EXAMPLE, "denoise")
+    return np.asarray(restored.reduce(2), np.float32) / 255
+
+
+@pytest.mark.parametrize(
+    ("kind", "gain"), [("noise", 5), ("rain", 2), ("haze", 3), ("darkness", 3), ("jpeg", 0.3)]
+)
+def test_all_in_one_finds_out_what_is_wrong_and_undoes_it(kind, gain, photograph):
+    clean = photograph
+    degraded = by_recipe(check(RecipeSpec, RECIPES[kind], kind), 0)(clean, "kitten.png")
+    result = restore(degraded, "all-in-one", return_result=True)
+    assert result.verdict.kind == kind
+    assert psnr(clean, result.to_numpy().clip(0, 1), 1) > psnr(clean, degraded, 1) + gain
 
 
 @pytest.mark.slow
