@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 # Widths of the five convolutions: 52,795 parameters for three kinds. ADMS's count leaves 0.28 million beside
 # its filters, of which nothing is known; wider ones (24, 32, 64, 96, 128) told kinds apart no better here.
@@ -88,26 +87,39 @@ class Classifier(nn.Module):
 
     def _seen(self, images: Tensor, top: int = 0, bottom: int | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> features (B, D, h, w) of the rows from top to before bottom."""
+        height = images.shape[-2]
+        bottom = height if bottom is None else min(bottom, height)
+        # Details at the rows' edge need the row beyond.
+        above, below = max(0, top - 1), min(height, bottom + 1)
         # As an 8-bit file has it: patches of a training, photographs in 16 bits and floats look alike.
-        levels = images.to(self.head.weight).mul(255).round_().clamp_(0, 255)
+        levels = images[:, :, above:below].to(self.head.weight).contiguous().mul(255).round_().clamp_(0, 255)
+        own = slice(top - above, bottom - above)
         # About the middle, at unit variance.
-        rows = [(levels[:, :, top:bottom] - 127.5) / 64, _details(levels, top, bottom)]
+        rows = [(levels[:, :, own] - 127.5) / 64, _details(levels)[:, :, own]]
         features: Tensor = self.features(torch.cat(rows, 1))
         return features
 
 
-def _details(levels: Tensor, top: int, bottom: int | None) -> Tensor:
-    """(B, 3, H, W) in [0, 255] -> (B, 1, h, W), what of the gray image is no mean of 3 x 3 pixels.
+def _details(levels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 255] -> (B, 1, H, W), what of the gray image is no mean of 3 x 3 pixels.
 
-    Linear below one level and logarithmic above: a level counts where little happens.
+    asinh is linear below one level and logarithmic above: a level counts where little happens.
     """
-    height = levels.shape[-2]
-    bottom = height if bottom is None else min(bottom, height)
-    # A mean at the rows' edge needs the row beyond.
-    above, below = max(0, top - 1), min(height, bottom + 1)
-    gray = levels[:, :, above:below].mean(1, keepdim=True)
-    smooth = functional.avg_pool2d(gray, 3, 1, 1, count_include_pad=False)
-    return torch.asinh(gray - smooth)[:, :, top - above : bottom - above]
+    total = levels[:, :1] + levels[:, 1:2] + levels[:, 2:]
+    # Sums and a logarithm take a sixth of the time of avg_pool2d and asinh, half of the classifier's.
+    counts = torch.outer(*(_sum_of_three(total.new_ones(side), 0) for side in total.shape[-2:]))
+    detail = (total - _sum_of_three(_sum_of_three(total, 2), 3) / counts) / 3
+    size = detail.abs()
+    return (size + (size * size + 1).sqrt()).log().copysign(detail)
+
+
+def _sum_of_three(values: Tensor, axis: int) -> Tensor:
+    """Return each value with its neighbours along an axis added, as many as there are."""
+    total = values.clone()
+    length = values.shape[axis] - 1
+    total.narrow(axis, 1, length).add_(values.narrow(axis, 0, length))
+    total.narrow(axis, 0, length).add_(values.narrow(axis, 1, length))
+    return total
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:

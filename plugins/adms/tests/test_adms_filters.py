@@ -1,0 +1,336 @@
+"""Which filters are chosen, and what becomes of them: verbs, combination, what cannot be."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from adms_cases import KINDS, adapter_of, bits, images, network_of, same
+from torch import nn
+
+from restorekit.contracts import Backbone
+from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.filters import FilterScores, FilterTable, fingerprint
+from restorekit.registry import adapters, backbones
+from restorekit_adms.adapter import Adms
+from restorekit_adms.deltas import Delta, units_of, vectors_of
+from restorekit_adms.files import inspect
+from restorekit_adms.network import Adaptive
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def test_grouped_transposed_convolutions_have_their_outputs_as_filters():
+    class Enlarging(Backbone):
+        scale = 2
+
+        def __init__(self):
+            super().__init__()
+            self.spread = nn.Conv2d(3, 6, 1)
+            self.up = nn.ConvTranspose2d(6, 6, 2, stride=2, groups=2)
+            self.out = nn.Conv2d(6, 3, 1)
+
+        def forward(self, degraded):
+            return self.out(self.up(self.spread(degraded)))
+
+    network = Enlarging().eval().requires_grad_(False)
+    table = FilterTable.of(network, "out")
+    scores = FilterScores(table, torch.zeros(len(table)), "faig", "rain", fingerprint(network.state_dict()))
+    up = next(tensor for tensor in table if tensor.name == "up.weight")
+    scores.values[up.offset + 4] = 1
+    adapter = Adms(["rain"], mask="random")
+    adapter.choice = replace(adapter.choice, mask="scores")
+    adapter.choose(network, {"rain": scores}, ratio=0.2)
+    adaptive = adapter.attach(network)
+    adapter.delta("rain").get_submodule("tensors.up.weight").val.data += 1
+    x = torch.rand(1, 3, 5, 5)
+    spread = network.spread(x)
+    hidden = adaptive._act(lambda image: network.up(network.spread(image)), x, torch.ones(1, 1))
+    changed = (hidden - network.up(spread)).abs().amax((0, 2, 3))
+    assert changed.nonzero().flatten().tolist() == [4]
+
+
+def test_scores_choose_the_best_and_exclusive_filters_go_to_the_higher_score():
+    network = network_of()
+    table, base = FilterTable.of(network), fingerprint(network.state_dict())
+    best = torch.arange(len(table)).flip(0).float()
+    given = {
+        "rain": FilterScores(table, best, "faig", "rain", base),
+        "blur": FilterScores(table, best * 0.5, "faig", "blur", base),
+    }
+    adapter = Adms(KINDS, mask="random")
+    adapter.choice = replace(adapter.choice, mask="scores")
+    adapter.choose(network, given, ratio=0.05)
+    chosen = [{name: leaf.idx.tolist() for name, leaf in adapter.delta(kind).leaves()} for kind in KINDS]
+    assert chosen[0] == chosen[1] == {k: v.tolist() for k, v in table.chosen(given["rain"].top(0.05)).items()}
+    adapter.choice = replace(adapter.choice, exclusive=True)
+    given["blur"].values[:2] += 1e6
+    adapter.choose(network, given, ratio=0.05)
+    overlap = Adaptive(network, adapter).combine("both", {"rain": 1, "blur": 1})["rain", "blur"]
+    assert overlap.shared == 0
+    assert next(adapter.delta("blur").leaves())[1].idx.tolist()[:2] == [0, 1]
+
+
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_exclusive_filters_of_others_are_left_to_them_by_who_comes_later(unit):
+    network = network_of()
+    table, base = FilterTable.of(network, unit), fingerprint(network.state_dict())
+    scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
+    adapter, adaptive = adapter_of(network, degradations=["rain"], exclusive=True, vectors="all")
+    adapter.choice = replace(adapter.choice, mask="scores")
+    before = bits(adapter.delta("rain"))
+    adaptive.add_adapter("noise", scores, ratio=0.2)
+    adapter.choice = replace(adapter.choice, exclusive=False)
+    adaptive.add_adapter("greedy", scores, ratio=0.2)
+    assert same(bits(adapter.delta("rain")), before)
+    places = [
+        {
+            (name, place)
+            for name, leaf in adapter.delta(kind).leaves()
+            if not leaf.is_vector
+            for place in leaf.elements(name, units_of(network, adapter.delta(kind))).tolist()
+        }
+        for kind in ("rain", "noise", "greedy")
+    ]
+    rain, noise, greedy = places
+    assert rain & greedy and not rain & noise and noise < greedy
+    if unit != "out":
+        # Filters that are as small as rain's, or smaller, are left out one by one.
+        assert noise == greedy - rain
+    adapter.choice = replace(adapter.choice, exclusive=True)
+    with pytest.raises(RestoreKitError, match="other degradations have all the filters that were chosen for"):
+        adaptive.add_adapter("again", scores, ratio=0.2)
+
+
+# Verbs.
+
+
+def test_adapters_come_and_go():
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    adaptive.add_adapter("noise", ratio=0.05)
+    assert adapter.names == ("rain", "blur", "noise") == adaptive.active_adapters
+    x = images(network)
+    adaptive.set_adapter("noise")
+    assert torch.equal(adaptive(x), network(x)), "fresh filters add nothing"
+    adaptive.delete_adapter("noise")
+    assert adapter.names == ("rain", "blur")
+    with pytest.raises(RestoreKitError, match="no degradation 'noise'; it knows: rain, blur"):
+        adaptive.delete_adapter("noise")
+    with pytest.raises(
+        RestoreKitError, match=r"no degradation 'ran'; it knows: rain, blur(.|\n)*did you mean 'rain'"
+    ):
+        adaptive.set_adapter({"ran": 1.0})
+    adaptive.requires_grad_(False)
+    trained, total = adaptive.get_nb_trainable_parameters()
+    assert trained == 0 and total == sum(p.numel() for p in (*network.parameters(), *adapter.parameters()))
+
+
+def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
+    adapter, adaptive = adapter_of(network_of())
+    x = images(adaptive)
+    expected = adaptive(x)
+    rain = copy.deepcopy(adapter.delta("rain"))
+    adaptive.set_scale("rain", 0.1)
+    adaptive.set_adapter("rain")
+    adaptive.delete_adapter("rain")
+    assert adaptive.active_adapters == ("blur",) and adaptive.judge(x)[1] == "uniform"
+    blur = copy.deepcopy(adapter.delta("blur"))
+    adaptive.set_adapter({})
+    adaptive.delete_adapter("blur")
+    assert adaptive.judge(x)[1] == "user", "no weight at all was asked for"
+    adaptive.set_adapter(None)
+    adapter.put("rain", rain)
+    adapter.put("blur", blur)
+    assert torch.equal(adaptive(x), expected)
+
+
+@pytest.mark.parametrize(
+    "router",
+    ["uniform", "classifier", {"name": "overlap", "steps": 2}, lambda x: torch.full((len(x), 2), 0.5)],
+)
+def test_combined_filters_are_not_routed_to(router, tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network, 2)
+    expected, shares = adaptive(x), adaptive.judge(x)[0]
+    adaptive.combine("both", {"rain": 1.0, "blur": 1.0})
+    # The order of the filters in a mixture, and so rounding, may change; the shares do not.
+    torch.testing.assert_close(adaptive(x), expected)
+    assert torch.equal(adaptive.judge(x)[0], torch.nn.functional.pad(shares, (0, 1)))
+    assert adaptive.active_adapters == ("rain", "blur")
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors"))
+    parts = Adms(parts=[str(tmp_path / "adms.safetensors")])
+    assert again.routed == parts.routed == ("rain", "blur") and again.names == ("rain", "blur", "both")
+    adaptive.set_adapter("both")
+    found = again.attach(network).eval().requires_grad_(False)
+    found.set_adapter("both")
+    assert torch.equal(found(x), adaptive(x)) and not torch.equal(found(x), expected)
+
+
+def test_only_degradation_stays_the_only_one_when_others_are_combined_of_it():
+    adapter, adaptive = adapter_of(network_of(), router="auto", degradations=["rain"])
+    x = images(adaptive)
+    expected = adaptive(x)
+    adaptive.combine("drizzle", {"rain": 0.5})
+    assert torch.equal(adaptive(x), expected)
+    adaptive.delete_adapter("drizzle")
+    adapter.put("drizzle", copy.deepcopy(adapter.delta("rain")))
+    with pytest.raises(RestoreKitError, match="nothing tells rain, drizzle apart"):
+        adaptive(x)
+
+
+def test_scale_multiplies_what_is_added():
+    network = network_of()
+    _, adaptive = adapter_of(network)
+    x = images(network)
+    adaptive.set_adapter({"rain": 0.35})
+    expected = adaptive(x)
+    adaptive.set_adapter("rain")
+    adaptive.set_scale("rain", 0.35)
+    torch.testing.assert_close(adaptive(x), expected)
+
+
+def test_degradations_of_different_people_are_put_together(tmp_path):
+    network = network_of()
+    _adapter, adaptive = adapter_of(network)
+    for name in KINDS:
+        adaptive.save_adapter(name, tmp_path / f"{name}.safetensors")
+    other = Adms(parts=[str(tmp_path / f"{name}.safetensors") for name in KINDS], router="uniform").attach(
+        network
+    )
+    x = images(network)
+    assert torch.equal(other(x), adaptive(x))
+    assert other.load_adapter(tmp_path / "rain.safetensors", rename="drizzle") == "drizzle"
+    other.set_adapter("drizzle")
+    adaptive.set_adapter("rain")
+    assert torch.equal(other(x), adaptive(x))
+
+
+def test_inspection_tells_layers_share_bytes_and_base(tmp_path):
+    network = network_of()
+    adapter, _ = adapter_of(network, router="classifier")
+    found = inspect(adapter.save(tmp_path / "adms.safetensors"))
+    rain = found.degradations["rain"]
+    assert found.base == fingerprint(network.state_dict())
+    assert rain.total == adapter.delta("rain").parameter_count == sum(rain.numbers.values())
+    assert rain.share == pytest.approx(rain.total / sum(p.numel() for p in network.parameters()))
+    assert rain.value_bytes + rain.index_bytes == adapter.delta("rain").byte_count
+    assert rain.value_bytes == 4 * rain.total
+    assert adapter.classifier is not None
+    assert found.classifier == sum(parameter.numel() for parameter in adapter.classifier.parameters())
+
+
+@pytest.mark.parametrize("how", ["linear", "ties", "dare", "max_score"])
+def test_combined_filters_add_what_they_should(how):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, ratio=0.3)
+    weights = {"rain": 0.6, "blur": 0.4}
+    overlaps = adaptive.combine("both", weights, how, density=1.0)
+    one = overlaps["rain", "blur"]
+    assert 0 < one.shared < one.union and 0.3 < one.conflict_rate < 0.7
+    x = images(network)
+    adaptive.set_adapter("both")
+    found = adaptive(x)
+    adaptive.set_adapter(weights)
+    if how in ("linear", "dare"):
+        torch.testing.assert_close(found, adaptive(x), rtol=1e-4, atol=1e-5)
+    else:
+        assert not torch.allclose(found, adaptive(x), atol=1e-4)
+    counts = {name: adapter.delta(name).parameter_count for name in (*KINDS, "both")}
+    assert counts["both"] == counts["rain"] + counts["blur"] - one.shared
+
+
+def test_ties_elects_a_sign_only_where_filters_meet():
+    from restorekit_adms.combining import _reduced
+
+    nan = torch.nan
+    values = torch.tensor([[1.0, 4.0, nan, 2.0], [3.0, -1.0, 5.0, nan]])[..., None]
+    assert _reduced(values, "ties").flatten().tolist() == [2.0, 4.0, 5.0, 2.0]
+    assert _reduced(values, "max_score").flatten().tolist() == [3.0, 4.0, 5.0, 2.0]
+    assert _reduced(values, "linear").flatten().tolist() == [4.0, 3.0, 5.0, 2.0]
+
+
+def test_dare_keeps_a_share_and_scales_it_up():
+    network = network_of()
+    adapter, adaptive = adapter_of(network, ratio=0.5, degradations=["rain"])
+    for _, leaf in adapter.delta("rain").leaves():
+        leaf.values.data.fill_(1)
+    adaptive.combine("thin", {"rain": 1.0}, "dare", density=0.25)
+    values = torch.cat([leaf.values.flatten() for _, leaf in adapter.delta("thin").leaves()]).detach()
+    assert set(values.tolist()) == {0.0, 4.0} and values.mean() == pytest.approx(1, abs=0.2)
+
+
+def test_merge_that_is_not_finite_is_refused():
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    before = bits(network)
+    next(adapter.delta("rain").leaves())[1].values.data[0] = torch.nan
+    with pytest.raises(RestoreKitError, match="not finite, nothing was merged"):
+        adaptive.merge_adapter("rain", safe_merge=True)
+    assert same(bits(network), before)
+    with pytest.raises(RestoreKitError, match="no one mixture to merge"):
+        adaptive.merge_adapter()
+
+
+# What cannot be.
+
+
+def test_network_without_filters_is_refused():
+    with pytest.raises(RestoreKitError, match="Median has no filters"):
+        Adms(["rain"], mask="random").attach(backbones["median"].load()())
+
+
+@pytest.mark.parametrize(
+    ("params", "problem"),
+    [
+        ({"ratio": 0}, r"params\.ratio"),
+        ({"temperature": 0}, r"params\.temperature"),
+        ({"mode": "grup"}, "did you mean 'group'"),
+        ({"unit": "filter"}, "no kind of filter"),
+        ({"scores": {"snow": "x"}}, "'snow' is no degradation here"),
+        ({"degradations": ["a.b"]}, "no name for a degradation"),
+        ({"degradations": ["train"]}, "no name for a degradation"),
+        ({"degradations": ["rain", "rain"]}, "stands twice"),
+        ({"parts": ["missing.safetensors"]}, "cannot be read"),
+    ],
+)
+def test_argument_that_makes_no_sense_is_refused(params, problem):
+    with pytest.raises(RestoreKitError, match=problem):
+        Adms(**{"degradations": ["rain"], **params})
+
+
+def test_file_that_is_no_adapter_is_refused(tmp_path):
+    network = network_of()
+    with pytest.raises(WeightsError, match="no ADMS adapter"):
+        Adms().make_room(network.state_dict())
+    adapter, _ = adapter_of(network)
+    state = adapter.state_dict()
+    with pytest.raises(WeightsError, match="filters for rain, blur, asked for were snow"):
+        Adms(["snow"]).make_room(state)
+    strange = {**state, "deltas.rain.rubbish": torch.zeros(3)}
+    with pytest.raises(WeightsError, match="no part of an adapter"):
+        Adms().make_room(strange)
+
+
+def test_filters_that_do_not_fit_the_network_are_refused():
+    adapter, _ = adapter_of(network_of("srresnet"))
+    other = Adms()
+    other.make_room(adapter.state_dict())
+    with pytest.raises(WeightsError, match="the network has no"):
+        other.attach(network_of())
+
+
+def test_vectors_are_parameters_along_one_axis():
+    network = network_of()
+    found = vectors_of(network)
+    assert "intro.bias" in found and "encoders.0.0.beta" in found and "intro.weight" not in found
+    assert isinstance(Delta({}, found).parameter_count, int)
+
+
+def test_adapter_is_installed():
+    assert adapters["adms"].load() is Adms

@@ -1,0 +1,164 @@
+"""What finds out which filters are to act: the classifier and the other routers."""
+
+import pytest
+import torch
+from adms_cases import adapter_of, bits, images, network_of, same
+from torch.nn import functional
+
+from restorekit.contracts import Verdict
+from restorekit.errors import ConfigError, RestoreKitError
+from restorekit.tiling import Tiler, pad_to_multiple
+from restorekit_adms.adapter import Adms
+from restorekit_adms.classifier import Classifier, _details
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+def test_classifier_has_the_parameters_that_are_stated():
+    with torch.device("meta"):
+        assert sum(p.numel() for p in Classifier(3).parameters()) == 52_795
+
+
+def test_classifier_sees_details_a_level_apart_and_none_where_an_image_is_flat():
+    image = torch.full((1, 3, 20, 31), 60, dtype=torch.float64)
+    assert not _details(image).abs().gt(1e-9).any()
+    image[..., 7, 11] += 9 / 8
+    details = _details(image)[0, 0]
+    torch.testing.assert_close(details[7, 11].sinh(), torch.tensor(1.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [(20, 31), (1, 9), (2, 1)])
+def test_details_are_what_of_the_gray_image_is_no_mean_of_its_neighbours(size):
+    levels = torch.randint(0, 256, (2, 3, *size), generator=torch.Generator().manual_seed(0)).double()
+    gray = levels.mean(1, keepdim=True)
+    smooth = functional.avg_pool2d(gray, 3, 1, 1, count_include_pad=False)
+    torch.testing.assert_close(_details(levels), torch.asinh(gray - smooth))
+
+
+@pytest.mark.parametrize("widths", [(48, 64, 96, 96, 128), (8, 12, 16)])
+@pytest.mark.parametrize("size", [(97, 130), (64, 64), (31, 200)])
+def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, widths, monkeypatch):
+    torch.manual_seed(0)
+    classifier = Classifier(3, widths).double().eval()
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    whole = classifier(x)
+    monkeypatch.setattr("restorekit_adms.classifier._PIECE", 32 * size[1])
+    torch.testing.assert_close(classifier(x), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_classifier_sees_an_image_of_more_bits_as_an_8_bit_file_has_it():
+    torch.manual_seed(0)
+    classifier = Classifier(3).eval()
+    fine = torch.rand(1, 3, 40, 50) * 1.2 - 0.1
+    assert torch.equal(classifier(fine), classifier((fine * 255).round().clamp(0, 255) / 255))
+
+
+def test_classifier_looks_once_at_the_whole_image_and_never_at_tiles():
+    network = network_of()
+    _, adaptive = adapter_of(network, router="classifier")
+    seen = []
+    adaptive.adapter.classifier.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].shape)
+    )
+    x = pad_to_multiple(images(network, side=200), network.size_multiple, network.padding)
+    act = adaptive.for_image(x, 128)
+    tiled = Tiler(128, 64)(act, x, multiple=network.size_multiple)
+    assert seen == [x.shape]
+    adaptive.set_adapter(dict(act.verdict.shares))
+    assert (tiled - adaptive(x)).abs().max() < 1e-3 * tiled.std()
+
+
+def test_temperature_mixes_and_top1_decides():
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier", none="clean")
+    x = images(network, 3)
+    sharp = adaptive.judge(x)[0]
+    adapter.temperature = 100.0
+    soft = adaptive.judge(x)[0]
+    assert sharp.shape == (3, 3) and (soft.max(1).values < sharp.max(1).values).all()
+    assert torch.allclose(soft.sum(1), torch.ones(3))
+    adapter.top1 = True
+    assert set(adaptive.weights(x).flatten().tolist()) <= {0.0, 1.0}
+    assert adaptive.weights(x).shape == (3, 2), "the kind without filters has no weight"
+
+
+def test_a_share_below_the_least_leaves_the_image_to_the_base():
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier", none="clean", top1=True)
+    x = images(network, 4)
+    first = adaptive.weights(x)
+    shares = adaptive.judge(x)[0].amax(1)
+    adapter.least = float(shares.sort().values[1:3].mean())
+    sure = (shares >= adapter.least).to(first.dtype)
+    assert sure.sum() == 2 and torch.equal(adaptive.weights(x), first * sure[:, None])
+    verdicts = [adaptive.for_image(x[row : row + 1], 0).verdict for row in range(4)]
+    assert [verdict.sure for verdict in verdicts] == sure.bool().tolist()
+    assert sorted("too little to act by" in str(verdict) for verdict in verdicts) == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    with pytest.raises(ConfigError, match="without top1 every share acts"):
+        adapter_of(network_of(), least=0.5)
+    with pytest.raises(ConfigError, match="is no share"):
+        adapter_of(network_of(), top1=True, least=1.5)
+
+
+def test_routers_say_what_they_should():
+    network = network_of()
+    x = images(network, 2)
+    _, adaptive = adapter_of(network, router="uniform", none="clean")
+    assert torch.allclose(adaptive.judge(x)[0], torch.full((2, 3), 1 / 3))
+    _, adaptive = adapter_of(network, router={"name": "oracle", "label": "blur"})
+    assert adaptive.judge(x)[0].tolist() == [[0.0, 1.0]] * 2
+    assert str(adaptive.for_image(x[:1], 0).verdict) == "blur 100 %"
+    _, adaptive = adapter_of(network, router="auto", degradations=["rain"])
+    assert adaptive.judge(x)[0].tolist() == [[1.0]] * 2
+    _, adaptive = adapter_of(network, router=lambda batch: torch.ones(len(batch), 3))
+    with pytest.raises(
+        RestoreKitError, match=r"the router returned \(2, 3\) for 2 images, expected \(2, 2\)"
+    ):
+        adaptive(x)
+    _, adaptive = adapter_of(network, router=lambda batch: torch.full((len(batch), 2), torch.nan))
+    with pytest.raises(RestoreKitError, match="not finite"):
+        adaptive(x)
+
+
+@pytest.mark.parametrize("router", ["auto", "uniform"])
+def test_merged_and_disabled_networks_ask_no_router(router):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router)
+    x = images(network)
+    expected = network(x)
+    adapter.top1 = True
+    with adaptive.disable_adapter():
+        assert torch.equal(adaptive(x), expected)
+        assert adaptive.for_image(x, 0).verdict == Verdict({"rain": 0.0, "blur": 0.0}, "disabled")
+        assert adaptive.weights(x).tolist() == [[0.0, 0.0]]
+    adaptive.merge_adapter({"rain": 0.5})
+    assert torch.equal(adaptive(x), network(x)) and not torch.equal(network(x), expected)
+    assert adaptive.for_image(x, 24).verdict == Verdict({"rain": 0.5, "blur": 0.0}, "merged")
+    adaptive.unmerge_adapter()
+    adaptive.set_adapter("blur")
+    assert adaptive.for_image(x, 0).verdict.source == "user"
+
+
+def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
+    network = network_of()
+    _, adaptive = adapter_of(network, router={"name": "overlap", "steps": 2})
+    before, x = bits(network), images(network, 2)
+    with torch.inference_mode():
+        shares, source = adaptive.judge(x)
+    assert source == "overlap" and shares.shape == (2, 2) and torch.allclose(shares.sum(1), torch.ones(2))
+    assert same(bits(network), before)
+
+
+@pytest.mark.parametrize("router", ["clasifier", {"name": "oracle"}, {"name": "uniform", "label": "x"}, 3])
+def test_router_that_makes_no_sense_is_refused(router):
+    with pytest.raises(ConfigError, match=r"params\.router"):
+        Adms(["rain"], router=router)
