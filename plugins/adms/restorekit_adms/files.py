@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.errors import OutputError, WeightsError
@@ -143,3 +144,34 @@ def write(
             f"{path} cannot be written: {error}", "name a folder that can be written to"
         ) from error
     return Path(path)
+
+
+def by_degradation(tensors: Mapping[str, Tensor], order: Sequence[str] = ()) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each degradation, its name taken off theirs; in this order where it is known."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "deltas":
+            name, _, rest = rest.partition(".")
+            found.setdefault(name, {})[rest] = value
+    return {name: found[name] for name in dict.fromkeys([*order, *found]) if name in found}
+
+
+def load_values(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into a module; one on the meta device, built for its names and shapes, has no values."""
+    if not next(module.parameters()).is_meta:
+        module.load_state_dict(dict(tensors))
+
+
+def stated_by(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the constructor's arguments that a file states.
+
+    Raises:
+        WeightsError: they cannot be read.
+    """
+    try:
+        return dict(json.loads(facts.get(PARAMS_KEY, "{}")))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{path} is damaged: {error}", "give a file that `restorekit train` wrote"
+        ) from error
