@@ -46,7 +46,9 @@ class Verdict:
         return max(self.shares, key=lambda name: self.shares[name])
 
     def __str__(self) -> str:
-        """Return kind and confidence, as ``rain 97 %``."""
+        """Return kind and confidence, as ``rain 97 %``; the source where it found nothing to act by."""
+        if not any(self.shares.values()):
+            return f"nothing ({self.source})"
         text = f"{self.kind} {100 * self.shares[self.kind]:.0f} %"
         return text if self.sure else f"{text}, too little to act by"
 

@@ -130,7 +130,7 @@ def _card(
     return _CARD.format(
         licence_tag=written.licence.lower(),
         title=output.stem,
-        description=run.spec.description or f"A {getattr(run.spec, part).name} trained with restorekit.",
+        description=run.spec.description or f"{getattr(run.spec, part).name}, trained with restorekit.",
         parameters=Checkpoint(output.name, output).parameter_count(),
         size=written.size / 1e6,
         sha256=sha256,

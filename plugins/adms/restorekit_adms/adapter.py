@@ -17,7 +17,7 @@ from restorekit.filters import Budget, FilterScores, Scope, Unit, fingerprint
 from restorekit.weights import load_into
 from restorekit_adms import files
 from restorekit_adms.choosing import Choice, Init, Mask, check_word
-from restorekit_adms.classifier import WIDTHS
+from restorekit_adms.classifier import WIDTHS, widths_in
 from restorekit_adms.dedicated import Dedicated, Train
 from restorekit_adms.deltas import Delta, Vectors
 from restorekit_adms.naming import unknown
@@ -228,9 +228,9 @@ class Adms(Dedicated):
         self.deltas._modules.clear()
         for name in self.wanted if found and self.wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
-        told = self.classifier.kinds if self.classifier is not None else ()
-        if any(key.startswith("classifier.") for key in tensors) and told != self.routed:
-            self.add_classifier()
+        if widths := widths_in(files.classifier_in(tensors)):
+            # By its tensors: what a file states leaves out what was a default when it was written.
+            self.add_classifier(widths=widths)
         self.freeze()
 
     def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:

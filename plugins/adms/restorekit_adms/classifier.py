@@ -6,7 +6,7 @@ Shapes: B batch, C image channels, H W pixels, K kinds.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,16 @@ class Classifier(nn.Module):
         rows = [(levels[:, :, own] - 127.5) / 64, _details(levels)[:, :, own]]
         features: Tensor = self.features(torch.cat(rows, 1))
         return features
+
+
+def widths_in(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Return the features of each convolution of a classifier, by its tensors; () where there are none."""
+    layers = {
+        int(key.split(".")[1]): len(value)
+        for key, value in tensors.items()
+        if key.startswith("features.") and key.endswith(".weight")
+    }
+    return tuple(layers[index] for index in sorted(layers))
 
 
 def _details(levels: Tensor) -> Tensor:

@@ -163,6 +163,12 @@ def load_values(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         module.load_state_dict(dict(tensors))
 
 
+def classifier_in(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the classifier, by its own names; none where a file has none."""
+    prefix = "classifier."
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
 def stated_by(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:
     """Return the constructor's arguments that a file states.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from restorekit.errors import RestoreKitError
 from restorekit_adms.sharing import turn
 
 if TYPE_CHECKING:
@@ -24,11 +25,20 @@ _STEPS, _RATIO, _TEMPERATURE = 8, 0.25, 0.1
 
 
 def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
-    """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of."""
+    """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of.
+
+    Raises:
+        RestoreKitError: there are filters of combined degradations alone, which no router chooses.
+    """
     options = dict(network.adapter.router.options or {})
     steps, ratio = int(options.get("steps", _STEPS)), float(options.get("ratio", _RATIO))
     adapter, mixer, backbone = network.adapter, network.mixer, network.backbone
     routed = [index for index, name in enumerate(adapter.names) if name in adapter.routed]
+    if not routed:
+        raise RestoreKitError(
+            "the router overlap has nothing to choose among: all filters were combined of others",
+            "name one by set_adapter, or by router: {name: oracle, label: ...}",
+        )
     place = network.adapter.base
     # What inference mode made cannot take part in a gradient; copies can.
     with turn(backbone), torch.inference_mode(False), torch.enable_grad():

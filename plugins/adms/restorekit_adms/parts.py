@@ -10,7 +10,7 @@ from torch import Tensor
 
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit_adms import files
-from restorekit_adms.classifier import Classifier
+from restorekit_adms.classifier import Classifier, widths_in
 from restorekit_adms.naming import check_names, unknown
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def put_together(adapter: Adms) -> None:
             adapter.load_delta(path, name)
             if name in stated.get("combined", ()):
                 adapter.combined = tuple(dict.fromkeys((*adapter.combined, name)))
-        own = {key: value for key, value in tensors.items() if key.startswith("classifier.")}
+        own = files.classifier_in(tensors)
         if own and adapter.classifier is not None:
             raise RestoreKitError(f"{path} has a second classifier", "leave one out")
         if own:
@@ -64,8 +64,8 @@ def _take_classifier(adapter: Adms, tensors: Mapping[str, Tensor], stated: Mappi
         adapter.temperature = float(stated.get("temperature", 1))
     named = (*stated.get("degradations", ()), *([none] if none else []))
     told = [name for name in named if name not in stated.get("combined", ())]
-    classifier = adapter.add_classifier(told, stated.get("widths", ()))
-    files.load_values(classifier, {key.removeprefix("classifier."): value for key, value in tensors.items()})
+    classifier = adapter.add_classifier(told, widths_in(tensors))
+    files.load_values(classifier, tensors)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Filters in networks of four kinds: bits that stay, modes that agree, files."""
 
 import copy
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,10 +10,12 @@ import torch
 from adms_cases import KINDS, SMALL, adapter_of, bits, images, network_of, same
 from safetensors.torch import load_file
 
+from restorekit.catalog import PARAMS_KEY
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import fingerprint
 from restorekit.testing import check_adapter
 from restorekit_adms.adapter import Adms
+from restorekit_adms.files import read
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +215,24 @@ def test_adapter_of_parts_acts_as_its_classifier_did_and_is_saved_so(tmp_path):
     clash = adapter_of(network, degradations=["clean"])[0].save_delta("clean", tmp_path / "clean.safetensors")
     with pytest.raises(RestoreKitError, match="'clean'"):
         Adms(parts=[str(clash), str(path)])
+
+
+@pytest.mark.parametrize("train", ["deltas", "classifier"])
+def test_classifier_of_a_file_is_read_whatever_the_default_of_its_widths_is_by_now(train, tmp_path):
+    network = network_of()
+    adapter, _ = adapter_of(network, router="classifier", widths=(8, 12), train=train)
+    if train == "classifier":
+        adapter.deltas._modules.clear()
+    file = adapter.save(tmp_path / "adms.safetensors")
+    tensors, facts = read(file)
+    stated = json.loads(facts[PARAMS_KEY])
+    del stated["widths"]
+    for widths in ({}, {"widths": [4, 4]}):
+        again = Adms(**{**stated, **widths, "train": train})
+        again.make_room(tensors)
+        again.load_state_dict(tensors)
+        assert torch.equal(again.classifier(images(network)), adapter.classifier(images(network)))
+        assert again.widths == (8, 12)
 
 
 def test_file_states_how_the_adapter_acts_by_now(tmp_path):

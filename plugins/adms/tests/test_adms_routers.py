@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from adms_cases import adapter_of, bits, images, network_of, same
+from adms_cases import KINDS, adapter_of, bits, images, network_of, same
 from torch.nn import functional
 
 from restorekit.contracts import Verdict
@@ -139,6 +139,7 @@ def test_merged_and_disabled_networks_ask_no_router(router):
     with adaptive.disable_adapter():
         assert torch.equal(adaptive(x), expected)
         assert adaptive.for_image(x, 0).verdict == Verdict({"rain": 0.0, "blur": 0.0}, "disabled")
+        assert str(adaptive.for_image(x, 0).verdict) == "nothing (disabled)"
         assert adaptive.weights(x).tolist() == [[0.0, 0.0]]
     adaptive.merge_adapter({"rain": 0.5})
     assert torch.equal(adaptive(x), network(x)) and not torch.equal(network(x), expected)
@@ -146,6 +147,14 @@ def test_merged_and_disabled_networks_ask_no_router(router):
     adaptive.unmerge_adapter()
     adaptive.set_adapter("blur")
     assert adaptive.for_image(x, 0).verdict.source == "user"
+
+
+def test_router_by_overlap_refuses_filters_that_no_router_chooses():
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="overlap")
+    adapter.combined = tuple(KINDS)
+    with pytest.raises(RestoreKitError, match="all filters were combined"):
+        adaptive(images(network))
 
 
 def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
