@@ -235,8 +235,10 @@ class Checkpoint:
         return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
     def parameter_count(self) -> int:
-        """Return how many values the file holds."""
-        return sum(math.prod(shape) for shape in self.shapes().values())
+        """Return how many floating-point values the file holds: indices, counts and hashes are none."""
+        entries = (entry for name, entry in self._header().items() if name != "__metadata__")
+        numbers = [entry for entry in entries if str(entry.get("dtype")).startswith(("F", "BF"))]
+        return sum(math.prod(entry["shape"]) for entry in numbers)
 
     def _header(self) -> dict[str, Any]:
         path = self.file

@@ -96,6 +96,13 @@ def test_header_gives_shapes_and_count_without_torch(saved):
     assert checkpoint.parameter_count() == sum(value.numel() for value in network().parameters())
 
 
+def test_indices_counts_and_hashes_are_no_parameters(tmp_path):
+    path = tmp_path / "sparse.safetensors"
+    held = {"val": torch.zeros(5), "half": torch.zeros(2, dtype=torch.bfloat16), "idx": torch.arange(7)}
+    save_file({**held, "seen": torch.tensor(True), "hash": torch.zeros(32, dtype=torch.uint8)}, path)
+    assert Checkpoint("net/sparse", path).parameter_count() == 7
+
+
 @pytest.mark.parametrize("content", [b"", b"short", b"\x08" + b"\0" * 7 + b"not json", b"\xff" * 32])
 def test_header_of_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "net.safetensors"
