@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ def test_one_file_is_restored(run, photo, tmp_path):
     assert "out.png" in out
     with PIL.Image.open(tmp_path / "out.png") as restored:
         assert restored.size == (31, 24)
+
+
+def test_version_is_printed(run):
+    assert run("--version")[:2] == (0, f"{version('restorekit')}\n")
 
 
 def test_folder_is_restored_in_its_structure(run, folder, tmp_path):

@@ -7,6 +7,8 @@ others are done. Anything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -25,7 +27,7 @@ from restorekit.cli import (
     train,
     weights,
 )
-from restorekit.cli.output import complain
+from restorekit.cli.output import complain, say
 from restorekit.errors import RestoreKitError
 
 app = typer.Typer(
@@ -35,6 +37,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Degraded image in, restored image out.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        say(version("restorekit"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Degraded image in, restored image out."""
+
+
 app.command("restore")(restore.restore)
 app.command("inspect")(inspect.inspect)
 app.command("list")(describe.list_components)
