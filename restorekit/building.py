@@ -130,7 +130,7 @@ def memory_of(network: nn.Module) -> int | None:
         return memory_per_pixel(network)
     if not isinstance(network, Refiner) or network.prior_features is None or network.inside:
         return None
-    channels, features = network.channels or 3, network.prior_features
+    channels, features, dense = network.channels or 3, network.prior_features, network.dense_features
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
 
     def example(side: int) -> tuple[Tensor, Tensor, PriorFeatures]:
@@ -138,7 +138,10 @@ def memory_of(network: nn.Module) -> int | None:
             torch.empty(1, count, side, side, dtype=dtype, device="meta")
             for count in (channels, network.out_channels or channels)
         )
-        return degraded, restored, PriorFeatures(torch.empty(1, features, dtype=dtype, device="meta"))
+        glob = torch.empty(1, features, dtype=dtype, device="meta")
+        # Of no particular stride: a map this small counts for little.
+        map_ = torch.empty(1, dense, 4, 4, dtype=dtype, device="meta") if dense else None
+        return degraded, restored, PriorFeatures(glob, map_)
 
     return memory_per_pixel(network, example)
 

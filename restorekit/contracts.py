@@ -142,6 +142,19 @@ class Backbone(nn.Module, ABC):
         return {}
 
 
+class GuidedBackbone(Backbone):
+    """A backbone that a prior guides inside.
+
+    A pipeline asks the prior of its own input, once and as it came, and tells this network before it runs:
+    by then the image was padded, and other steps may have changed it. Whoever runs it untold has the prior
+    asked of what it is given.
+    """
+
+    @abstractmethod
+    def under(self, features: PriorFeatures) -> Backbone:
+        """Return this network told what the prior says of one image; weights are shared, nothing changes."""
+
+
 class DetectedBackbone(Backbone):
     """A backbone whose architecture is read off its weights: a bridge to another library of networks.
 
@@ -243,6 +256,12 @@ class PriorFeatures:
     dense: Tensor | None = None
     stride: int = 0
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every value is a number; on the meta device there are none."""
+        parts = [part for part in (self.glob, self.dense) if part is not None and not part.is_meta]
+        return all(bool(part.isfinite().all()) for part in parts)
+
 
 class Prior(nn.Module, ABC):
     """A frozen pretrained model that describes an image: no gradients, always in eval mode.
@@ -275,10 +294,18 @@ class Prior(nn.Module, ABC):
 
         Values are clamped to [0, 1], in float32 whatever the precision of the network; gray is shown as RGB,
         and of two views their mean.
+
+        Raises:
+            ContractError: features are not finite.
         """
         image = one_view(degraded.float()).clamp(0, 1)
         colour = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
         features: PriorFeatures = self(colour)
+        if not features.is_finite:
+            raise ContractError(
+                f"prior {type(self).__name__} returned values that are not finite",
+                "check its weights and the input",
+            )
         return features
 
     def train(self, mode: bool = True) -> Self:
@@ -303,6 +330,8 @@ class Refiner(nn.Module, ABC):
         out_channels: C of the restored image and of the result where it differs, as for a degraded image of
             two views (6).
         prior_features: width of the prior that it takes; None for any.
+        dense_features: channels of the prior's dense map that it takes; 0 where it takes none, None where
+            that is not known.
         in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
             it takes sums over the image.
         inside: it works inside the backbone of the step before, see ``attach``, and not on its result.
@@ -314,6 +343,7 @@ class Refiner(nn.Module, ABC):
     channels: int | None = None
     out_channels: int | None = None
     prior_features: int | None = None
+    dense_features: int | None = None
     in_parts: bool = False
     inside: bool = False
 
@@ -350,6 +380,8 @@ class Refiner(nn.Module, ABC):
 
     def attach(self, backbone: Backbone, prior: Prior) -> Backbone:
         """Return the backbone with this refiner working inside, for one that states ``inside``.
+
+        A ``GuidedBackbone`` is told what the prior says of a pipeline's input.
 
         Raises:
             ContractError: it does not, or the backbone is none that it can work in.

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from restorekit.contracts import Prior, PriorFeatures
-from restorekit.errors import ConfigError
+from restorekit.errors import ConfigError, ContractError
 from restorekit.files import ensure_writable, replacing
 
 
@@ -76,7 +76,11 @@ class CachedPrior(Prior):
         return self.prior.fingerprint
 
     def forward(self, image: Tensor) -> PriorFeatures:
-        """(B, C, H, W) in [0, 1] -> features, each image's computed once."""
+        """(B, C, H, W) in [0, 1] -> features, each image's computed once.
+
+        Raises:
+            ContractError: they are not finite; such ones are not kept.
+        """
         if image.requires_grad and torch.is_grad_enabled():
             self.computed += len(image)
             return self._trimmed(self.prior(image))
@@ -87,6 +91,11 @@ class CachedPrior(Prior):
         if missing:
             self.computed += len(missing)
             fresh = self._trimmed(self.prior(image[missing]))
+            if not fresh.is_finite:
+                raise ContractError(
+                    f"prior {type(self.prior).__name__} returned values that are not finite",
+                    "check its weights and the input",
+                )
             for index, place in enumerate(missing):
                 found[keys[place]] = self._keep(keys[place], _item(fresh, index))
         each = [found[key] for key in keys]

@@ -76,7 +76,7 @@ class FrozenPrior(Prior):
         if size is not None and size < 1:
             raise ConfigError("params.size", f"is {size}", "give a number of pixels")
         self.mode, self.size, self.precision, self.differentiable = mode, size, dtype, differentiable
-        self.shuffled, self.multiple = shuffled, 1
+        self.shuffled, self.multiple, self.least = shuffled, 1, 1
         self._facts: dict[str, Any] = {}
         self._source: Source | None = None
         self.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
@@ -89,6 +89,7 @@ class FrozenPrior(Prior):
         features: int,
         native: int,
         multiple: int,
+        least: int = 1,
         mean: Sequence[float],
         std: Sequence[float],
         facts: Mapping[str, Any],
@@ -101,12 +102,13 @@ class FrozenPrior(Prior):
             features: F.
             native: side of the square images it was trained on.
             multiple: its input's sides are a multiple of this.
+            least: and are at least this; what is narrower is enlarged along that side alone.
             mean: of each colour, taken off.
             std: of each colour, divided by.
             facts: what features depend on beside the weights' files; plain values.
             source: whose files were read.
         """
-        self.features, self.multiple = features, multiple
+        self.features, self.multiple, self.least = features, multiple, least
         if self.size is None:
             self.size = self.longest if self.mode == "dynamic" else native
         # Kept out of checkpoints, and in float32 whatever the network's precision is.
@@ -146,7 +148,7 @@ class FrozenPrior(Prior):
 
         Raises:
             ImageError: it is no batch of gray or RGB images.
-            ContractError: features are not finite.
+            ContractError: the network cannot take its size, or features are not finite.
         """
         with ExitStack() as stack:
             for context in self._contexts(image):
@@ -154,14 +156,32 @@ class FrozenPrior(Prior):
             # Bicubic resizing with antialiasing has no kernel for half precision on the CPU.
             sized = self.fit(_coloured(image).float())
             normed = (sized - self.mean) / self.std
-            glob, dense = self.describe(normed.to(_DTYPES[self.precision]))
+            try:
+                glob, dense = self.describe(normed.to(_DTYPES[self.precision]))
+            except torch.OutOfMemoryError:
+                raise
+            # What a library says of a size that it cannot take names neither the prior nor the image.
+            except RuntimeError as error:
+                (height, width), reason = image.shape[-2:], " ".join(str(error).split())[:200]
+                raise ContractError(
+                    f"prior {type(self).__name__} cannot describe an image of {width} x {height}: {reason}",
+                    "give it params mode: squash, or another size",
+                ) from error
             glob = normalize(glob.float(), dim=1)
             dense = None if dense is None else dense.float()
-        self._check_finite(glob, dense)
         if dense is None:
-            return PriorFeatures(glob)
-        strides = (side / cells for side, cells in zip(image.shape[-2:], dense.shape[-2:], strict=True))
-        return PriorFeatures(glob, dense, max(1, round(max(strides))))
+            features = PriorFeatures(glob)
+        else:
+            strides = (side / cells for side, cells in zip(image.shape[-2:], dense.shape[-2:], strict=True))
+            features = PriorFeatures(glob, dense, max(1, round(max(strides))))
+        if not features.is_finite:
+            raise ContractError(
+                f"prior {type(self).__name__} returned features that are not finite, in {self.precision}",
+                "check the image and the weights"
+                if self.precision == "fp32"
+                else "use dtype: fp32 or bf16, and check the image",
+            )
+        return features
 
     def fit(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H', W'): resized as ``mode`` says, antialiased, in [0, 1]."""
@@ -172,7 +192,8 @@ class FrozenPrior(Prior):
         else:
             factor = self.size / max(height, width)
             factor = min(1.0, factor) if self.mode == "dynamic" else factor
-            target = (_rounded(height * factor, self.multiple), _rounded(width * factor, self.multiple))
+            wanted = [max(self.least, side * factor) for side in (height, width)]
+            target = (_rounded(wanted[0], self.multiple), _rounded(wanted[1], self.multiple))
         if target == (height, width):
             return image
         return interpolate(image, target, mode="bicubic", antialias=True).clamp(0, 1)
@@ -200,17 +221,6 @@ class FrozenPrior(Prior):
         yield nullcontext() if self.differentiable else torch.no_grad()
         if image.device.type != "meta":
             yield torch.autocast(image.device.type, enabled=False)
-
-    def _check_finite(self, glob: Tensor, dense: Tensor | None) -> None:
-        parts = [part for part in (glob, dense) if part is not None and part.device.type != "meta"]
-        if all(bool(part.isfinite().all()) for part in parts):
-            return
-        raise ContractError(
-            f"prior {type(self).__name__} returned features that are not finite, in {self.precision}",
-            "check the image and the weights"
-            if self.precision == "fp32"
-            else "use dtype: fp32 or bf16, and check the image",
-        )
 
 
 def library(name: str, plugin: str) -> ModuleType:

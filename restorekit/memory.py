@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from restorekit.errors import RestoreKitError
+
 log = logging.getLogger(__name__)
 
 # Sides at which memory is measured: larger than any window of local pooling, so that its maps are counted.
@@ -107,7 +109,7 @@ def memory_per_pixel(
 
         small, large = (-(-side // multiple) * multiple for side in _PROBES)
         peaks = [_peak_bytes(twin, example or image, side) for side in (small, large)]
-    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, AttributeError, RestoreKitError) as error:
         log.debug("%s does not run on the meta device: %s", type(network).__name__, error)
         return None
     return max(1, math.ceil((peaks[1] - peaks[0]) / (large**2 - small**2)))

@@ -6,20 +6,24 @@ of them steps.py.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Self
+from pathlib import Path
+from typing import Self, cast
 
 import torch
 from torch import Tensor
 
 from restorekit import plan
+from restorekit.building import build
 from restorekit.cache import downloads
 from restorekit.config import PipelineSpec, TileSpec, check
-from restorekit.contracts import Refiner
+from restorekit.contracts import Prior, PriorFeatures, Refiner
 from restorekit.download import Progress as Downloading
 from restorekit.download import ensure
+from restorekit.featurecache import CachedPrior
 from restorekit.image import Image
 from restorekit.licences import check_licences, resolve_policy
 from restorekit.plan import Part
@@ -58,6 +62,7 @@ class Pipeline:
         license_policy: str | None = None,
         offline: bool | None = None,
         downloading: Downloading | None = None,
+        features: Path | None = None,
     ) -> Self:
         """Build every network of a spec and load its weights; those that are not here are downloaded.
 
@@ -69,9 +74,11 @@ class Pipeline:
                 does not allow is refused before anything is downloaded.
             offline: download nothing; as RESTOREKIT_OFFLINE or HF_HUB_OFFLINE say when None.
             downloading: called with a name, bytes done and bytes in all while weights come in.
+            features: folder where what priors say of images is kept for another run; see ``featurecache``.
 
         Raises:
             LicenceError: the policy does not allow a component or its weights.
+            OutputError: the folder of features cannot be written to.
             RestoreKitError: a name, an argument, a file of weights, the device or the precision is wrong.
         """
         where = resolve_device(device)
@@ -82,7 +89,8 @@ class Pipeline:
             log.warning("%s", notice)
         # Priors and bridges find their files by themselves.
         with downloads(offline=offline):
-            steps = [Step([_present(part, downloading) for part in parts]) for parts in planned]
+            find_prior = _Priors(features)
+            steps = [Step([_present(part, downloading) for part in parts], find_prior) for parts in planned]
         for before, step in zip([None, *steps[:-1]], steps, strict=True):
             if isinstance(step.network, Refiner) and step.network.inside:
                 step.put_inside(before)
@@ -113,6 +121,7 @@ class Pipeline:
         elif tile != "auto":
             settings = check(TileSpec, {"size": tile, "overlap": settings.overlap}, "tile")
         degraded = current = image.pixels[None]
+        described: dict[Prior, PriorFeatures] = {}
         records: list[StepRecord] = []
         with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
@@ -120,7 +129,7 @@ class Pipeline:
             for step in self.steps:
                 name = step.parts[0].entry.name
                 report = _reporter(progress, name)
-                conditions = Conditions(self.device, self.dtype, settings, report, [])
+                conditions = Conditions(self.device, self.dtype, settings, report, [], described=described)
                 current, record = step.run(degraded, current, conditions)
                 records.append(record)
         warnings = [
@@ -140,13 +149,48 @@ class Pipeline:
         """
         degraded = current = image.pixels[None]
         looks: dict[str, dict[str, Tensor]] = {}
+        described: dict[Prior, PriorFeatures] = {}
         with torch.inference_mode():
             for number, step in enumerate(self.steps, 1):
-                conditions = Conditions(self.device, self.dtype, self.spec.tile, lambda done, total: None, [])
+                conditions = Conditions(
+                    self.device,
+                    self.dtype,
+                    self.spec.tile,
+                    lambda done, total: None,
+                    [],
+                    described=described,
+                )
                 name = "+".join(part.entry.name for part in step.parts)
                 looks[f"{number} {name}"] = step.maps(degraded, current, conditions)
                 current, _ = step.run(degraded, current, conditions)
         return image.replace_pixels(current[0]), looks
+
+
+class _Priors:
+    """Builds every prior of a chain once, however many steps it guides.
+
+    Args:
+        folder: where what it says is kept; None to keep nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._built: dict[tuple[str, str], Prior] = {}
+        self._cached: dict[tuple[Prior, bool], CachedPrior] = {}
+
+    def __call__(self, part: Part, refiner: Refiner) -> Prior:
+        """Return the prior of a part, for a refiner."""
+        key = part.entry.name, json.dumps(part.params, sort_keys=True, default=repr)
+        if key not in self._built:
+            self._built[key] = cast(Prior, build(part))
+        prior = self._built[key]
+        if self._folder is None or not prior.fingerprint:
+            return prior
+        # Maps are a hundred times as large as vectors.
+        dense = refiner.dense_features != 0
+        if (prior, dense) not in self._cached:
+            self._cached[prior, dense] = CachedPrior(prior, self._folder, dense=dense)
+        return self._cached[prior, dense]
 
 
 def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None]:

@@ -18,7 +18,16 @@ from torch import Tensor
 from restorekit.building import build, memory_of, stand_in
 from restorekit.catalog import PRIOR_KEY
 from restorekit.config import TileSpec
-from restorekit.contracts import Adapter, Backbone, Judged, Prior, PriorFeatures, Refiner, Verdict
+from restorekit.contracts import (
+    Adapter,
+    Backbone,
+    GuidedBackbone,
+    Judged,
+    Prior,
+    PriorFeatures,
+    Refiner,
+    Verdict,
+)
 from restorekit.errors import ConfigError, ContractError
 from restorekit.plan import NO_PRIOR, Part
 from restorekit.result import PriorRecord, StepRecord
@@ -36,13 +45,27 @@ class Conditions:
     progress: Callable[[int, int], None]
     events: list[str]
     verdicts: list[Verdict] = field(default_factory=list)
+    # What priors said of the pipeline's input; they may guide several steps.
+    described: dict[Prior, PriorFeatures] = field(default_factory=dict)
 
 
 class Step:
-    """One step of a chain: a network that is run on the whole image or on its tiles."""
+    """One step of a chain: a network that is run on the whole image or on its tiles.
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    Args:
+        parts: the network, then what adapts or guides it.
+        find_prior: builds a prior for a refiner, or returns one that guides another step.
+
+    Attributes:
+        prior: guides a refiner; another one that describes images alike may take its place.
+    """
+
+    def __init__(
+        self, parts: Sequence[Part], find_prior: Callable[[Part, Refiner], Prior] | None = None
+    ) -> None:
         self.parts = parts
+        # The step whose refiner works inside this one's network.
+        self._inner: Step | None = None
         self.verb = "restore" if parts[0].kind == "backbone" else "refine"
         main = build(parts[0])
         self.prior: Prior | None = None
@@ -52,7 +75,8 @@ class Step:
         elif len(parts) == 1:
             self.prior = stand_in(parts[0])
         else:
-            self.prior = cast(Prior, build(parts[1]))
+            refiner = cast(Refiner, main)
+            self.prior = find_prior(parts[1], refiner) if find_prior else cast(Prior, build(parts[1]))
             _check_prior(parts, cast(Refiner, main), self.prior)
         self.network = cast("Backbone | Refiner", main)
 
@@ -72,10 +96,17 @@ class Step:
                 "put it right after a restore step",
             )
         before.network = self.network.attach(before.network, self.prior)
+        before._inner = self
 
     @cached_property
     def memory(self) -> int | None:
-        """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured."""
+        """Bytes of working memory for each pixel that is run at a time; None when it cannot be measured.
+
+        What a prior needs that guides inside counts once, when it is asked, and not here.
+        """
+        if isinstance(self.network, GuidedBackbone) and self._inner and self._inner.prior:
+            unknown = PriorFeatures(torch.zeros(1, self._inner.prior.features))
+            return memory_of(self.network.under(unknown))
         return memory_of(self.network)
 
     @property
@@ -166,7 +197,8 @@ class Step:
 
     def _run(self, degraded: Tensor, current: Tensor, conditions: Conditions) -> tuple[Tensor, int]:
         """Return the output (1, C, H, W) and the tile size that it took, 0 for the whole image."""
-        network = self.network
+        features = self._features(degraded, conditions)
+        network = self._told(features)
         overlap = self._overlap(conditions)
         multiple = network.size_multiple
         height, width = current.shape[-2:]
@@ -182,7 +214,6 @@ class Step:
             tile = choose_tile(height, width, self.memory, conditions.device, overlap, multiple)
         if Tiler(tile, overlap).is_whole(height, width, multiple):
             tile = 0
-        features = self._features(degraded, conditions)
 
         def run(size: int) -> Tensor:
             tiler = Tiler(size, overlap)
@@ -245,10 +276,11 @@ class Step:
 
     def maps(self, degraded: Tensor, current: Tensor, conditions: Conditions) -> dict[str, Tensor]:
         """Return what the network offers to look at, by name, for whole images (1, C, H, W)."""
-        network = self.network
-        if isinstance(network, Refiner) and network.inside:
+        if isinstance(self.network, Refiner) and self.network.inside:
             return {}
         self.to(conditions.device, conditions.dtype)
+        features = self._features(degraded, conditions)
+        network = self._told(features)
 
         def given(image: Tensor, channels: int | None) -> Tensor:
             channels = image.shape[1] if channels is None else channels
@@ -260,7 +292,6 @@ class Step:
 
         if isinstance(network, Backbone):
             return dict(network.maps(given(current, network.channels)))
-        features = self._features(degraded, conditions)
         assert features is not None
         before = given(degraded, network.channels)
         return dict(network.maps(before, given(current, network.out_channels or network.channels), features))
@@ -285,15 +316,20 @@ class Step:
         )
 
     def _features(self, degraded: Tensor, conditions: Conditions) -> PriorFeatures | None:
-        if self.prior is None:
+        """Return what the prior says of the pipeline's input, the one inside a backbone too."""
+        prior = (self._inner or self).prior
+        if prior is None:
             return None
-        features = self.prior.guidance(degraded.to(conditions.device))
-        if not check_finite(features.glob):
-            raise ContractError(
-                f"prior {self.guide.name if self.guide else ''} returned values that are not finite",
-                "check its weights and the input",
-            )
-        return features
+        if prior not in conditions.described:
+            prior.to(conditions.device)
+            conditions.described[prior] = prior.guidance(degraded.to(conditions.device))
+        return conditions.described[prior]
+
+    def _told(self, features: PriorFeatures | None) -> Backbone | Refiner:
+        """Return the network, told what the prior says where it is guided inside."""
+        if isinstance(self.network, GuidedBackbone) and features is not None:
+            return self.network.under(features)
+        return self.network
 
 
 def _refine(network: Refiner, features: PriorFeatures, before: Tensor, after: Tensor) -> Tensor:

@@ -133,6 +133,8 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
 def check_prior(cls: type[Prior], **params: Any) -> None:
     """Check that a prior is frozen, and that its features have the declared size and depend on the image.
 
+    Images as small as one pixel are described, too.
+
     Of a ``FrozenPrior`` also that it takes gray images, that checkpoints of its owner hold nothing of it,
     that it keeps its precision, that it can be built without memory, and that gradients reach the image when
     they are wanted.
@@ -154,6 +156,12 @@ def check_prior(cls: type[Prior], **params: Any) -> None:
         _require(not training, f"{name} leaves eval mode: {_some(training)} follows train()")
         for height, width in ((64, 96), (64, 64), (101, 67)):
             _check_features(name, prior, _images(3, height, width))
+        for height, width in ((1, 1), (20, 20), (3, 600)):
+            said: PriorFeatures = prior(_images(3, height, width))
+            _require(
+                said.glob.shape == (2, prior.features) and said.is_finite,
+                f"{name} returns {tuple(said.glob.shape)}, or no numbers, of images of {width} x {height}",
+            )
         if isinstance(prior, FrozenPrior):
             _check_frozen(cls, params, prior)
 

@@ -60,6 +60,20 @@ def test_json_has_the_figures_at_its_top(run, pairs, brighter):
     assert facts["device"] and facts["dtype"] and facts["tile"] == 0 and len(facts["dataset_sha256"]) == 64
 
 
+def test_what_priors_say_is_kept_for_the_next_evaluation(run, pairs, strangers, tmp_path, monkeypatch):
+    import strangers as components
+
+    monkeypatch.setattr(components.Brightness, "fingerprint", "one", raising=False)
+    path = tmp_path / "blend.yaml"
+    path.write_text("steps:\n  - refine: {name: blend, prior: brightness}\n")
+    kept = tmp_path / "features"
+    first = run("eval", "--data", pairs, "-p", path, "--features", kept, "--json")
+    assert first[0] == 0 and len(list(kept.rglob("*.safetensors"))) == 3, first
+    monkeypatch.setattr(components.Brightness, "forward", lambda self, image: pytest.fail("asked again"))
+    second = run("eval", "--data", pairs, "-p", path, "--features", kept, "--json")
+    assert second[0] == 0 and json.loads(second[1])["psnr"] == json.loads(first[1])["psnr"]
+
+
 def test_csv_has_a_line_an_image(run, pairs, brighter, tmp_path):
     code, _, _ = run("eval", "--data", pairs, "-p", brighter, "--csv", tmp_path / "figures.csv")
     rows = list(csv.DictReader((tmp_path / "figures.csv").read_text().splitlines()))

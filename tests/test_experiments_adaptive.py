@@ -8,6 +8,7 @@ import yaml
 from training_cases import write_photographs
 
 from restorekit.config import PipelineSpec
+from restorekit.filters import FilterScores
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
 
@@ -143,6 +144,10 @@ def test_results_of_other_settings_or_weights_are_refused_with_all_that_came_of_
         ({"adapter.params.rato": 0.1}, "rato"),
         ({"degradations.train": "gaussian"}, "train"),
         ({"adapter.params.exclusive": True}, "the chain says exclusive itself"),
+        ({"discovery.patch": 512}, "no photograph is at least 512 pixels"),
+        ({"classifier.stages": "[{steps: 3, patch: 512, batch: 3}]"}, "no photograph is at least 512 pixels"),
+        ({"comparison.larger": "{wdth: 6}"}, "nafnet takes no 'wdth'"),
+        ({"independent.stages": "[{steps: 3, patch: 512, batch: 3}]"}, "no photograph is at least 512"),
     ],
 )
 def test_what_the_adapter_refuses_is_refused_before_anything_is_trained(
@@ -151,6 +156,19 @@ def test_what_the_adapter_refuses_is_refused_before_anything_is_trained(
     settings = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     code, _, err = run("adapt", made[1], "-o", tmp_path / "runs", *settings)
     assert code == 2 and message in err and not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("unit", ["out", "weight"])
+def test_filters_of_other_units_are_found_and_trained(made, run, tmp_path, unit):
+    document = yaml.safe_load(made[1].read_text())
+    document["adapter"]["params"]["unit"] = unit
+    document["comparison"]["rows"] = ["oracle", "random"]
+    file = tmp_path / "other.yaml"
+    file.write_text(yaml.safe_dump(document))
+    code, out, err = run("adapt", file, "-o", tmp_path / "runs")
+    assert code == 0, out + err
+    scores = FilterScores.load(tmp_path / "runs" / "scores" / "noise-faig.safetensors")
+    assert scores.table.unit == unit
 
 
 @pytest.mark.parametrize(

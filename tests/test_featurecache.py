@@ -4,7 +4,7 @@ import torch
 
 from restorekit import load_pipeline, restore
 from restorekit.contracts import Prior, PriorFeatures
-from restorekit.errors import ConfigError
+from restorekit.errors import ConfigError, ContractError
 from restorekit.featurecache import CachedPrior
 from restorekit.testing import check_prior
 
@@ -25,7 +25,7 @@ class Counting(Prior):
 
     def forward(self, image):
         self.asked.append(len(image))
-        dense = torch.nn.functional.avg_pool2d(image, 8)
+        dense = torch.nn.functional.avg_pool2d(image, 8, ceil_mode=True)
         return PriorFeatures(dense.mean((2, 3)), dense, 8)
 
 
@@ -133,6 +133,18 @@ def test_an_image_that_asks_for_gradients_is_computed_anew():
 def test_a_prior_that_does_not_say_what_it_depends_on_is_refused():
     with pytest.raises(ConfigError, match="Silent does not say what its features depend on"):
         CachedPrior(Silent())
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(tmp_path):
+    class Broken(Counting):
+        def forward(self, image):
+            return PriorFeatures(super().forward(image).glob * float("nan"))
+
+    cached = CachedPrior(Broken(), tmp_path)
+    for _ in range(2):
+        with pytest.raises(ContractError, match="prior Broken returned values that are not finite"):
+            cached(images())
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.mark.parametrize("tile", [0, 128])

@@ -83,6 +83,10 @@ def evaluate(
     ] = None,
     html_images: Annotated[int, typer.Option(min=1, help="How many images the page shows.")] = 24,
     limit: Annotated[int | None, typer.Option(min=1, help="Use the first images only.")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Keep what priors say of the images in this folder, for the next evaluation."),
+    ] = None,
     device: Device = "auto",
     dtype: Precision = "auto",
     tile: Annotated[int, typer.Option("-t", "--tile", help="0 for whole images, or pixels.")] = 0,
@@ -135,7 +139,13 @@ def evaluate(
     more = find_metrics(metrics or [])
     with download_progress(show=not as_json) as downloading:
         chain = Pipeline.build(
-            spec, device, dtype, license_policy=license_policy, offline=offline, downloading=downloading
+            spec,
+            device,
+            dtype,
+            license_policy=license_policy,
+            offline=offline,
+            downloading=downloading,
+            features=features,
         )
     page = Page(html_images) if html_file else None
     # Learned metrics find their files when the first image is measured.

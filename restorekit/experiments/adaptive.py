@@ -18,10 +18,11 @@ from restorekit.building import build
 from restorekit.config import PipelineSpec
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
-from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training
+from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training, can_cut
 from restorekit.experiments.notes import named_files
 from restorekit.experiments.spec import AdaptiveSpec, DiscoverySpec, Row
 from restorekit.experiments.table import Line, markdown, read_reports
+from restorekit.filters import Unit
 from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts
 from restorekit.training.data import Batches, load_source
@@ -61,6 +62,7 @@ class Discovery(Job):
         method: what ranks the filters.
         file: of the scores.
         device: where it runs.
+        unit: what counts as one filter.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Discovery(Job):
     method: Method
     file: Path
     device: str = "auto"
+    unit: Unit = "kernel"
 
     @property
     def result(self) -> Path:
@@ -81,7 +84,10 @@ class Discovery(Job):
     @property
     def asked(self) -> Mapping[str, Any]:
         """What is found how, in which windows."""
+        # Left out as scores of before it could be chosen have it.
+        unit = {} if self.unit == "kernel" else {"unit": self.unit}
         return {
+            **unit,
             "method": self.method,
             "seed": self.base.seed,
             "discovery": self.settings.model_dump(mode="json"),
@@ -105,24 +111,31 @@ class Discovery(Job):
         return self.file.with_suffix(".unfinished.safetensors")
 
     def check(self) -> None:
-        """Nothing can be wrong here that its trainings do not find."""
+        """Cut a window."""
+        if not self.file.exists():
+            can_cut(self.base, [self._window])
+
+    @property
+    def _window(self) -> StageSpec:
+        return StageSpec(steps=1, patch=self.settings.patch, batch=self.settings.images)
 
     def run(self, report: Report) -> None:
         """Rank; what was attributed of it is kept when it is killed."""
         base, target = (_backbone(spec) for spec in (self.base, self.target))
         source = load_source(self.base.data, base.scale)
-        window = StageSpec(steps=1, patch=self.settings.patch, batch=self.settings.images)
         seed, augment = self.base.seed + _DISCOVERY, AugmentSpec()
-        batch = Batches(source, self.degradation, seed, augment, base.channels, base.scale).batch(0, window)
+        batches = Batches(source, self.degradation, seed, augment, base.channels, base.scale)
+        pairs = zip(*batches.batch(0, self._window).pair, strict=True)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         rank(
             self.method,
             base,
             target,
-            list(zip(*batch.pair, strict=True)),
+            list(pairs),
             label=self.label,
             rule=self.settings.rule,
             steps=self.settings.steps,
+            unit=self.unit,
             device=resolve_device(self.device),
             checkpoint=self._unfinished,
             progress=report,
@@ -281,6 +294,7 @@ class Experiment:
             method,
             self._scores(degradation, method),
             self.device,
+            self.spec.adapter.params.get("unit") or "kernel",
         )
 
     # What it is compared with.

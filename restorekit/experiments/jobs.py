@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from restorekit.experiments.notes import Note, named_files
 from restorekit.files import ensure_writable, replacing
 from restorekit.pipeline import Pipeline
 from restorekit.training.build import build_networks, find_parts, sketch
+from restorekit.training.data import Batches, load_source
 from restorekit.training.export import export
 from restorekit.training.folder import RunFolder, differences, read_run
 from restorekit.training.loop import prepare
-from restorekit.training.spec import TrainSpec
+from restorekit.training.sources import Source
+from restorekit.training.spec import DataSpec, StageSpec, TrainSpec
 
 # Called with steps done and steps in all of one job.
 Report = Callable[[int, int], None]
@@ -185,7 +188,7 @@ class Training(_Run):
         return named_files(self.spec.model_dump(mode="json"))
 
     def check(self) -> None:
-        """Look the components up, and compare a begun run with this config."""
+        """Look the components up, cut a patch, and compare a begun run with this config."""
         find_parts(_unloaded(self.spec))
         if RunFolder(self.folder).in_use:
             for key, ours, theirs in differences(self.spec, read_run(self.folder).spec):
@@ -195,10 +198,11 @@ class Training(_Run):
                 )
         if self.result.exists():
             return
+        can_cut(self.spec, self.spec.stages)
         if self.trial:
             build_networks(self.trial)
-        if self.sketch:
-            sketch(self.sketch)
+        elif self.sketch or not (self.spec.adapter or self.spec.refiner):
+            sketch(self.sketch or _unloaded(self.spec))
 
     def run(self, report: Report) -> None:
         """Train to the last step."""
@@ -277,6 +281,23 @@ class Initial(Job):
         export(networks.trainee, networks.parts, self.file, step=0, half=self.spec.half)
 
 
+def can_cut(spec: TrainSpec, stages: Iterable[StageSpec]) -> None:
+    """Look whether the photographs of a run are large enough for patches, before others take their hours.
+
+    Raises:
+        TrainingError: they are not, or there are none.
+    """
+    source = _source(spec.data.model_dump_json())
+    # Of a network that enlarges they have to be larger still, which its own run finds.
+    batches = Batches(source, spec.noise, spec.seed, spec.augment, 3, 1, spec.kinds, spec.balanced)
+    batches.check(stages)
+
+
+@lru_cache(maxsize=1)
+def _source(data: str) -> Source:
+    return load_source(DataSpec.model_validate_json(data))
+
+
 def _unloaded(spec: TrainSpec) -> TrainSpec:
     """Weights of a job before this one are not there yet when jobs are checked."""
     return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": None})})
@@ -297,6 +318,7 @@ class Measurement(Job):
         seed: of the degradation.
         limit: how many images, the first ones; None for all.
         device: where it runs.
+        features: folder where what priors say of the images is kept for other measurements of them.
     """
 
     name: str
@@ -309,6 +331,7 @@ class Measurement(Job):
     seed: int = 0
     limit: int | None = None
     device: str = "auto"
+    features: Path | None = None
 
     @property
     def result(self) -> Path:
@@ -358,7 +381,7 @@ class Measurement(Job):
         """Restore and score every image."""
         law = find_protocol(self.protocol)
         samples = self._samples
-        chain = Pipeline.build(self.pipeline(), self.device)
+        chain = Pipeline.build(self.pipeline(), self.device, features=self.features)
         done = iter(range(1, len(samples) + 1))
         measured = evaluate(
             lambda degraded: restore(degraded, chain, tile=0),

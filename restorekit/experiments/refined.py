@@ -232,6 +232,7 @@ class RefinedExperiment:
             seed=asked.seed,
             limit=asked.limit,
             device=self.device,
+            features=self.folder / task / "features",
         )
 
     def _report(self, task: str, row: str, seed: int, column: str, *, mean: bool = False) -> Path:

@@ -14,11 +14,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
+from restorekit.contracts import Adapter, Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import TrainingError
+from restorekit.featurecache import CachedPrior
 
 # What the state of a refiner's training has beside its parts.
 _MEAN, _SEEN = "guidance.mean", "guidance.seen"
+# Of how many validation patches the prior's word is kept.
+_KEPT = 1024
 
 
 class Outputs(NamedTuple):
@@ -204,6 +207,10 @@ class RefinerTrainee(Trainee):
         self.register_buffer("mean", torch.zeros(prior.features), persistent=False)
         self.seen = 0
         prior.register_forward_hook(self._take_in)
+        # Patches of a training never come back, those of its validation do.
+        keeps = bool(prior.fingerprint)
+        dense = refiner.dense_features != 0
+        self._asked = CachedPrior(prior, in_memory=_KEPT, dense=dense) if keeps else prior
         # The two in one, where the refiner works on features.
         self.network = refiner.attach(backbone, prior) if refiner.inside else None
         self.freeze_the_rest()
@@ -230,10 +237,13 @@ class RefinerTrainee(Trainee):
 
     def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        if self.network is not None:
-            inside: Tensor = self.network(degraded)
-            return inside
-        return self._refined(degraded, self.backbone(degraded))
+        if self.network is None:
+            return self._refined(degraded, self.backbone(degraded))
+        network: Backbone = self.network
+        if isinstance(network, GuidedBackbone):
+            network = network.under(self._guidance(degraded))
+        inside: Tensor = network(degraded)
+        return inside
 
     def state(self) -> dict[str, Tensor]:
         """Return that of the parts, and what the prior said so far."""
@@ -252,7 +262,9 @@ class RefinerTrainee(Trainee):
             self.mean.lerp_(said.glob.detach().to(self.mean).mean(0), len(said.glob) / self.seen)
 
     def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:
-        with torch.no_grad():
-            guidance = self.prior.guidance(degraded)
-        refined: Tensor = self.refiner(degraded, restored, guidance)
+        refined: Tensor = self.refiner(degraded, restored, self._guidance(degraded))
         return refined
+
+    def _guidance(self, degraded: Tensor) -> PriorFeatures:
+        with torch.no_grad():
+            return (self.prior if self.refiner.training else self._asked).guidance(degraded)

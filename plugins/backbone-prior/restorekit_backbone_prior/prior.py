@@ -29,8 +29,8 @@ class BackbonePrior(FrozenPrior):
     """Any installed backbone, as the prior ``-r`` of PTG-RM (Xu et al., CVPR 2024, section 4.2).
 
     ``dense`` is the map of one module, by default the deepest; ``glob`` is its mean, as a unit vector. What
-    comes after that module is not run. Images keep their size, and are padded as the network asks: resizing
-    would take away the noise that it was trained to see.
+    comes after that module is not run. Images keep their size up to a longest side of 2048, and are padded as
+    the network asks: resizing would take away the noise that it was trained to see.
 
     Args:
         backbone: name of the backbone (``restorekit list backbone``).
@@ -38,7 +38,7 @@ class BackbonePrior(FrozenPrior):
         params: of its constructor, as in a pipeline.
         layer: name of the module; the deepest when None, see ``deepest.place_of``.
         mode: dynamic to keep the size; squash or long to resize, see ``restorekit.frozen.FrozenPrior``.
-        size: in pixels; of ``dynamic`` the longest side, any when None.
+        size: in pixels; of ``dynamic`` the longest side, 2048 when None: the whole map is computed at once.
         dtype: fp32, bf16 or fp16.
         differentiable: let gradients through to the image.
         shuffled: seed; the weights in a random order, as a control.
@@ -49,7 +49,7 @@ class BackbonePrior(FrozenPrior):
         WeightsError: weights are missing or do not fit.
     """
 
-    longest = 1 << 30
+    longest = 2048
 
     def __init__(
         self,

@@ -5,15 +5,17 @@ Shapes as in the package's docstring.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize
 
-from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner, one_view
+from restorekit.contracts import Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner, one_view
 from restorekit.errors import ContractError
 from restorekit.tiling import pad_to_multiple
 from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
@@ -27,8 +29,10 @@ Concatenation = Literal["none", "vector", "map"]
 Level = Literal["image", "feature"]
 Unit = Literal["unit"]
 
-# Above this width of the prior, embeddings of 256 would take the network beyond a million parameters.
-_WIDE_PRIOR = 1024
+# The published width between the layers that embed the prior, and smaller ones for wider priors; above 1024
+# a network of the published width would have a million parameters.
+_HIDDEN = (256, 128, 64, 32)
+_WIDE_PRIOR, _MOST = 1024, 1_000_000
 # sigmoid(4) is 0.98: the mask starts by trusting the restored image.
 _TRUST = 4.0
 _BYTES_PER_PIXEL = 128
@@ -49,7 +53,8 @@ class PTGRM(Refiner):
         width: D.
         kernel: side of the kernels that every pixel gets, odd.
         long_blocks: transformer blocks of the long-range branch.
-        prior_hidden: between the two layers that embed the prior; 256, or 128 for priors wider than 1024.
+        prior_hidden: between the two layers that embed the prior; 256, 128 for priors wider than 1024, and
+            less where the network would have a million parameters otherwise.
         head: ``paper`` has mask and residual; ``release``, the published code, adds a residual to the
             restored image clamped to [0, 1].
         mask_channels: of the mask, 1 or those of the restored image, which is the default.
@@ -141,28 +146,26 @@ class PTGRM(Refiner):
             prior_scale = math.sqrt(prior_features)
         self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
         self.inside, self.latent_features = level == "feature", latent_features
-        hidden = prior_hidden or (256 if prior_features <= _WIDE_PRIOR else 128)
         given = {"none": 0, "vector": prior_features, "map": dense_features}[concatenation]
         self.concatenated = _joining(width, given) if given else None
-        self.enhancement = SpatialVaryingEnhancement(
-            width, long_blocks, prior_features, hidden, 4 * width, range_map, gate, positions
-        )
-        self.attention = ChannelSpatialAttention(
-            width,
-            kernel,
-            prior_features,
-            hidden,
-            4 * width,
-            channel_attention,
-            spatial_attention,
-            positions,
-        )
+
+        def core(hidden: int) -> tuple[SpatialVaryingEnhancement, ChannelSpatialAttention]:
+            embedded = (prior_features, hidden, 4 * width)
+            return (
+                SpatialVaryingEnhancement(width, long_blocks, *embedded, range_map, gate, positions),
+                ChannelSpatialAttention(
+                    width, kernel, *embedded, channel_attention, spatial_attention, positions
+                ),
+            )
+
         if latent_features is not None and level == "feature":
             self.encoder: nn.Module = FeatureEncoder(latent_features, width)
             self.decoder: nn.Module = FeatureDecoder(width, 1 + latent_features)
         else:
             self.encoder = ImageEncoder(restored + channels, width)
             self.decoder = ImageDecoder(width, sum(self.parts))
+        left = _MOST - _count(self)
+        self.enhancement, self.attention = core(prior_hidden or _hidden(prior_features, core, left))
         if start == "identity":
             self._start_as_identity()
 
@@ -170,6 +173,15 @@ class PTGRM(Refiner):
     def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
         """Return the arguments for this prior, the channels of the backbone, and its deepest features."""
         known: dict[str, Any] = {"prior_features": prior.features}
+        if params.get("concatenation") == "map":
+            place = next((tensor.device for tensor in chain(prior.parameters(), prior.buffers())), None)
+            dense = prior.guidance(torch.zeros(1, 3, 64, 64, device=place)).dense
+            if dense is None:
+                raise ContractError(
+                    f"concatenation 'map' joins a prior's dense map, and {type(prior).__name__} has none",
+                    "name another prior, or write concatenation: vector",
+                )
+            known["dense_features"] = dense.shape[1]
         if backbone is not None and backbone.channels in (1, 6):
             known["channels"] = backbone.channels
         if backbone is not None and params.get("level") == "feature":
@@ -339,7 +351,7 @@ def _joining(width: int, given: int) -> nn.Conv2d:
     return joined
 
 
-class RefinedBackbone(Backbone):
+class RefinedBackbone(GuidedBackbone):
     """A backbone whose deepest features PTG-RM refines (variant -f, section 4.2).
 
     Args:
@@ -379,6 +391,13 @@ class RefinedBackbone(Backbone):
         )
         self.channels, self.out_channels = backbone.channels, backbone.out_channels
         self.overlap, self.precisions = backbone.overlap, backbone.precisions
+        self._told: PriorFeatures | None = None
+
+    def under(self, features: PriorFeatures) -> RefinedBackbone:
+        """Return this network told what the prior says of one image, of which it will be given tiles."""
+        told = copy.copy(self)
+        told._told = features
+        return told
 
     def forward(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -406,8 +425,25 @@ class RefinedBackbone(Backbone):
         return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
 
     def _described(self, degraded: Tensor) -> PriorFeatures:
+        if self._told is not None:
+            return self._told
         with torch.no_grad():
             return self.prior.guidance(degraded.to(next(self.refiner.parameters()).device))
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _hidden(prior_features: int, core: Callable[[int], Sequence[nn.Module]], left: int) -> int:
+    """Return the width between the layers that embed a prior, with which so many parameters suffice.
+
+    A network that is larger for other reasons has the published one.
+    """
+    widths = _HIDDEN if prior_features <= _WIDE_PRIOR else _HIDDEN[1:]
+    with torch.device("meta"):
+        fits = [width for width in widths if sum(_count(part) for part in core(width)) < left]
+    return fits[0] if fits else widths[0]
 
 
 def _check_words(**words: tuple[str, Any]) -> None:

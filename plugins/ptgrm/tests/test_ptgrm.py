@@ -91,9 +91,11 @@ def test_sizes_are_those_of_the_paper():
     assert count(kernel=5) == 2_146_730 and count(width=32) == 1_821_714
 
 
-@pytest.mark.parametrize("features", [64, 256, 512, 768, 1024, 1025, 1280, 1408])
-def test_less_than_a_million_parameters_for_every_prior(features):
-    assert count(prior_features=features) < 1e6
+@pytest.mark.parametrize("latent", [None, 384, 1024])
+@pytest.mark.parametrize("features", [32, 512, 1024, 1025, 1280, 1408, 2432, 2560, 4096, 5120])
+def test_less_than_a_million_parameters_for_every_prior(features, latent):
+    inside = {"level": "feature", "latent_features": latent} if latent else {}
+    assert count(prior_features=features, **inside) < 1e6
 
 
 def test_large_network_of_the_ablation_is_four_times_as_wide():

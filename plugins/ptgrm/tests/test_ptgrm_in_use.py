@@ -160,8 +160,44 @@ def test_prior_of_another_width_is_refused_before_any_image(weights):
 
 
 def test_prior_that_is_not_finite_is_named(weights):
-    with pytest.raises(ContractError, match="prior broken returned values that are not finite"):
+    with pytest.raises(ContractError, match="prior Broken returned values that are not finite"):
         restore(IMAGE, chain(weights(prior="broken")))
+
+
+@pytest.mark.parametrize("level", ["image", "feature"])
+def test_prior_that_is_not_finite_is_named_wherever_it_guides(weights, tmp_path, level):
+    steps = [weights(prior="broken")] if level == "image" else list(inside(tmp_path)[0])
+    if level == "feature":
+        steps[1] = {"refine": {**steps[1]["refine"], "prior": "broken"}}
+    with pytest.raises(ContractError, match="prior Broken"):
+        restore(IMAGE, chain(*steps))
+
+
+WITHOUT = {"range_map": "sum", "channel_attention": "none", "spatial_attention": "none"}
+TABLE_3 = {
+    "large": {**WITHOUT, "width": 64},
+    "without position": {"positions": False},
+    "SNR as mask": {"range_map": "snr"},
+    "1D prior": {**WITHOUT, "concatenation": "vector"},
+    "2D prior": {**WITHOUT, "concatenation": "map", "dense_features": 16},
+}
+
+
+@pytest.mark.parametrize("row", TABLE_3)
+def test_every_row_of_table_3_is_run_by_a_pipeline(weights, row):
+    step = weights(**TABLE_3[row])
+    expected = restore(IMAGE, chain(step, tile={"size": 0}))
+    np.testing.assert_allclose(restore(IMAGE, chain(step)), expected, atol=1e-5)
+    memory = Pipeline.build(PipelineSpec.parse(chain(step))).steps[0].memory
+    assert memory is not None and memory > 0
+
+
+def test_steps_of_one_prior_share_it_and_it_is_asked_once(weights):
+    pipeline = Pipeline.build(PipelineSpec.parse(chain(weights(), {"restore": "blurring"}, weights())))
+    assert pipeline.steps[0].prior is pipeline.steps[2].prior
+    restore(IMAGE, pipeline)
+    restore(IMAGE[:20], pipeline)
+    assert SEEN == [(1, 3, 45, 62), (1, 3, 20, 62)]
 
 
 def test_half_precision_is_run(weights):
@@ -207,6 +243,42 @@ def test_features_are_refined_inside_the_backbone_of_the_step_before(tmp_path):
     assert [step.component for step in result.steps] == ["deep", "ptgrm+statistics"]
     half = restore(IMAGE[:44, :60], chain(*steps), dtype="bf16")
     np.testing.assert_allclose(half, result.to_numpy(), atol=0.05)
+
+
+@pytest.mark.parametrize("tile", [0, 32])
+def test_prior_inside_a_backbone_sees_the_image_as_it_came(tmp_path, tile):
+    steps = inside(tmp_path, "random")[0]
+    image = np.ascontiguousarray(IMAGE[:43, :59])
+    result = restore(image, chain({"restore": "blurring"}, *steps), tile=tile)
+    # Neither padded to a multiple of 4, nor blurred.
+    assert SEEN == [(1, 3, 43, 59)]
+    pipeline = Pipeline.build(PipelineSpec.parse(chain({"restore": "blurring"}, *steps)))
+    said = Statistics()(torch.from_numpy(image).permute(2, 0, 1)[None])
+
+    class Same(Statistics):
+        def forward(self, image):
+            return said
+
+    pipeline.steps[2].prior = Same()
+    np.testing.assert_array_equal(restore(image, pipeline, tile=tile), result)
+    network = pipeline.steps[1].network
+    assert network.under(said) is not network and network._told is None
+
+
+def test_prior_inside_a_gray_backbone_is_asked_once(tmp_path):
+    class GrayDeep(Deep):
+        channels = 1
+
+        def __init__(self):
+            super().__init__()
+            self.down, self.up = torch.nn.Conv2d(1, 8, 4, 4), torch.nn.ConvTranspose2d(8, 1, 4, 4)
+
+    steps = inside(tmp_path, "random")[0]
+    pipeline = Pipeline.build(PipelineSpec.parse(chain(*steps)))
+    refiner, prior = pipeline.steps[1].network, pipeline.steps[1].prior
+    pipeline.steps[0].network = refiner.attach(GrayDeep().eval(), prior)
+    restore(IMAGE, pipeline)
+    assert SEEN == [(1, 3, 45, 62)]
 
 
 def test_prior_inside_a_backbone_says_the_same_in_every_precision(tmp_path, monkeypatch):
@@ -332,6 +404,21 @@ def test_refined_loss_trains_the_backbone_too_unless_detached(tmp_path):
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_prior_is_asked_once_of_a_validation_patch(tmp_path, mode):
+    (tmp_path / "mark").write_text("one")
+    prior = {"name": "filed", "params": {"file": str(tmp_path / "mark")}}
+    changes = {**MODES[mode], "prior": prior, "stages": [{"steps": 2, "patch": 32, "batch": 2}]}
+    asked = []
+    for often in (2, 1):
+        run = prepare(training(tmp_path, **changes, validate_every=often), tmp_path / f"run-{often}")
+        SEEN.clear()
+        run.train()
+        asked.append(len(SEEN))
+    # Two batches, and each way in which the validation degrades its patches.
+    assert asked[0] == asked[1] > 2
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_trained_refiner_is_used_by_a_pipeline_as_it_was_validated(tmp_path, mode):
     run = prepare(training(tmp_path, **MODES[mode], half=False, ema=0), tmp_path / "run")
     refine = {"name": "ptgrm", "weights": str(run.train()), "prior": "statistics"}
@@ -434,6 +521,21 @@ def test_weights_without_a_mean_need_their_prior(weights):
         Pipeline.build(PipelineSpec.parse(chain(weights(prior="none"))))
     with pytest.raises(ConfigError, match="none takes no params"):
         Pipeline.build(PipelineSpec.parse(chain(weights(prior={"name": "none", "params": {"size": 3}}))))
+
+
+def test_width_of_a_dense_map_is_filled_in(tmp_path):
+    params = {"concatenation": "map", "range_map": "sum"}
+    spec = training(tmp_path, refiner={"name": "ptgrm", "params": params})
+    assert build_networks(spec).trainee.refiner.dense_features == 16
+    with pytest.raises(ContractError, match="Flat has none"):
+        PTGRM.fitted(params, None, Flat())
+
+
+class Flat(Statistics):
+    """Has no dense map."""
+
+    def forward(self, image):
+        return PriorFeatures(super().forward(image).glob)
 
 
 def test_gray_backbone_gets_a_gray_refiner_and_another_one_is_refused(tmp_path):

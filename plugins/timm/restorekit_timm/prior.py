@@ -88,6 +88,8 @@ class Timm(FrozenPrior):
             features=_width(network, projected),
             native=int(sides[0] if sides else preprocessing["input_size"][-1]),
             multiple=int(embedding.patch_size[0]) if hasattr(embedding, "patch_size") else 1,
+            # A smaller one would leave the deepest layers nothing to look at.
+            least=max((int(info["reduction"]) for info in network.feature_info), default=1),
             mean=preprocessing["mean"],
             std=preprocessing["std"],
             facts={**facts, "layers": self._layers},

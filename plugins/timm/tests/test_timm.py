@@ -64,6 +64,16 @@ def test_dense_features_follow_the_size_of_the_image(folders, name, grids):
         assert features.stride == max(1, round(max(size[0] / grid[0], size[1] / grid[1])))
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "long", "squash"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_images_of_any_size_are_described(folders, name, mode):
+    prior = Timm(str(folders[name]), mode=mode)
+    for size in ((1, 1), (5, 5), (20, 24), (31, 40), (3, 700), (700, 2)):
+        said = prior(torch.rand(1, 3, *size))
+        assert said.is_finite
+        assert said.glob.norm() > 0.99
+
+
 def test_features_are_those_of_the_library(folders):
     prior = Timm(str(folders["clip"]), projected=True)
     model = timm.create_model(f"local-dir:{folders['clip']}", pretrained=True).eval()
