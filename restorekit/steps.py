@@ -122,10 +122,12 @@ class Step:
 
         Channels innermost is faster on every device that was measured.
         """
-        for network in (self.network, self.prior):
-            if network is not None:
-                network.to(device=device, dtype=dtype)
-                channels_last(network)
+        # What inference mode made could not be written to outside of it, as by a merge of filters.
+        with torch.inference_mode(False), torch.no_grad():
+            for network in (self.network, self.prior):
+                if network is not None:
+                    network.to(device=device, dtype=dtype)
+                    channels_last(network)
 
     def run(self, degraded: Tensor, current: Tensor, conditions: Conditions) -> tuple[Tensor, StepRecord]:
         """Run on images (1, C, H, W); ``degraded`` is the pipeline's input, ``current`` the result so far.
@@ -321,7 +323,8 @@ class Step:
         if prior is None:
             return None
         if prior not in conditions.described:
-            prior.to(conditions.device)
+            with torch.inference_mode(False):
+                prior.to(conditions.device)
             conditions.described[prior] = prior.guidance(degraded.to(conditions.device))
         return conditions.described[prior]
 

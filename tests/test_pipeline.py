@@ -289,3 +289,9 @@ def test_public_names_are_all_there():
         assert getattr(restorekit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = restorekit.nothing
+
+
+def test_networks_can_be_written_to_after_a_run():
+    pipeline = load_pipeline("denoise")
+    restore(np.zeros((16, 16, 3), np.uint8), pipeline)
+    assert not any(parameter.is_inference() for parameter in pipeline.steps[0].network.parameters())
