@@ -146,6 +146,8 @@ def test_results_of_other_settings_or_weights_are_refused_with_all_that_came_of_
         ({"adapter.params.exclusive": True}, "the chain says exclusive itself"),
         ({"discovery.patch": 512}, "no photograph is at least 512 pixels"),
         ({"classifier.stages": "[{steps: 3, patch: 512, batch: 3}]"}, "no photograph is at least 512 pixels"),
+        ({"comparison.data": "nowhere"}, "comparison.data: nowhere is no folder"),
+        ({"data.folder": "nowhere"}, "nowhere"),
         ({"comparison.larger": "{wdth: 6}"}, "nafnet takes no 'wdth'"),
         ({"independent.stages": "[{steps: 3, patch: 512, batch: 3}]"}, "no photograph is at least 512"),
     ],

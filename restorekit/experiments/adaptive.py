@@ -18,6 +18,7 @@ from restorekit.building import build
 from restorekit.config import PipelineSpec
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
+from restorekit.errors import ConfigError
 from restorekit.experiments.jobs import Initial, Job, Measurement, Report, Training, can_cut
 from restorekit.experiments.notes import named_files
 from restorekit.experiments.spec import AdaptiveSpec, DiscoverySpec, Row
@@ -182,7 +183,7 @@ class Experiment:
         """Return everything to be done, in order.
 
         Raises:
-            ConfigError: a key of a stage is wrong.
+            ConfigError: a key of a stage is wrong, or the test images are not there.
         """
         stages: list[Job] = [self.unified, *self.specialists.values()]
         stages += [self._discovery(name, "faig") for name in self.names]
@@ -190,6 +191,12 @@ class Experiment:
         comparison = self.spec.comparison
         if comparison is None:
             return stages
+        if not Path(comparison.data).is_dir():
+            raise ConfigError(
+                "comparison.data",
+                f"{comparison.data} is no folder",
+                "name yours, by --set comparison.data=PATH",
+            )
         for row in comparison.rows:
             stages += self._controls(row)
         return [*stages, *self._measurements()]
