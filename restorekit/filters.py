@@ -265,7 +265,8 @@ def select(
         share: largest part of one layer that may be chosen, a guard for scope ``network``.
 
     Raises:
-        RestoreKitError: the ratio lies outside (0, 1], or values do not fit the table or are not finite.
+        RestoreKitError: the ratio lies outside (0, 1] or chooses nothing, or values do not fit the table or
+            are not finite.
     """
     if not 0 < ratio <= 1 or not 0 < share <= 1:
         raise RestoreKitError(
@@ -286,16 +287,36 @@ def select(
             for tensor, part in zip(table, table.split(values).values(), strict=True)
         ]
         chosen = torch.cat(best)
-        return chosen[values[chosen].argsort(descending=True, stable=True)]
-    if share < 1:
-        allowed = torch.zeros(len(table), dtype=torch.bool)
-        for tensor, part in zip(table, table.split(values).values(), strict=True):
-            keep = part.argsort(descending=True, stable=True)[: math.ceil(tensor.count * share)]
-            allowed[tensor.offset + keep] = True
+        chosen = chosen[values[chosen].argsort(descending=True, stable=True)]
+    else:
         order = values.argsort(descending=True, stable=True)
-        order = order[allowed[order]]
-        return order[: _within(table.sizes[order], len(table), table.parameters, ratio, budget)]
-    return _first(values, table.sizes, ratio, budget)
+        if share < 1:
+            allowed = torch.zeros(len(table), dtype=torch.bool)
+            for tensor, part in zip(table, table.split(values).values(), strict=True):
+                keep = part.argsort(descending=True, stable=True)[: math.ceil(tensor.count * share)]
+                allowed[tensor.offset + keep] = True
+            order = order[allowed[order]]
+        sizes = table.sizes[order]
+        chosen = order[: _within(sizes, len(table), table.parameters, ratio, budget)]
+    if not len(chosen):
+        raise RestoreKitError(
+            f"a ratio of {ratio:g} of {len(table)} filters is less than one filter"
+            + (" in every layer" if scope == "layer" else ""),
+            f"use a ratio of {least_ratio(table, values, budget=budget, scope=scope):g} or more",
+        )
+    return chosen
+
+
+def least_ratio(
+    table: FilterTable, values: Tensor, *, budget: Budget = "parameters", scope: Scope = "network"
+) -> float:
+    """Return the least ratio, rounded up to three digits, with which ``select`` chooses a filter."""
+    if scope == "layer":
+        return _rounded_up(1 / max(tensor.count for tensor in table))
+    if budget == "filters":
+        return _rounded_up(1 / len(table))
+    best = values.argsort(descending=True, stable=True)[0]
+    return _rounded_up(int(table.sizes[best]) / table.parameters)
 
 
 def _first(values: Tensor, sizes: Tensor, ratio: float, budget: Budget) -> Tensor:
@@ -307,6 +328,12 @@ def _within(sizes: Tensor, filters: int, parameters: int, ratio: float, budget: 
     if budget == "filters":
         return int(filters * ratio)
     return int((sizes.cumsum(0) <= parameters * ratio).sum())
+
+
+def _rounded_up(value: float) -> float:
+    # What is typed must be enough: one more digit at the end is, one less is not.
+    digits = 2 - math.floor(math.log10(value))
+    return min(1.0, math.ceil(value * 10**digits) / 10**digits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -286,7 +286,7 @@ def test_overlaps_are_shares_of_an_images_own_filters():
     assert fitted.degradations(one) == {"a"} and fitted.degradations(other) == set()
     with pytest.raises(RestoreKitError, match="some with and some without a"):
         fit_overlap(discovered, [(one, {"a"})], 0.1)
-    with pytest.raises(RestoreKitError, match="none at all"):
+    with pytest.raises(RestoreKitError, match="less than one filter"):
         fit_overlap(discovered, [(one, {"a"}), (other, set())], 0.001)
     with pytest.raises(RestoreKitError, match="needs discovered filters"):
         fit_overlap({}, [(one, {"a"})], 0.1)

@@ -17,7 +17,7 @@ from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
-from restorekit.filters import FilterScores
+from restorekit.filters import FilterScores, FilterTable
 from restorekit.registry import backbones
 
 RECIPES = {"noise": "name: gaussian\nsigma: 38\n", "blur": "name: gaussian_blur\nstd: 1\n"}
@@ -241,6 +241,33 @@ def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):
     code, _, err = run("faig", "rank", "delta", "--base", bare, *nets[2:], "--label", "x", "-o", out_file)
     assert code == 2 and "does not say which backbone" in err
     assert not out_file.exists()
+
+
+@pytest.mark.parametrize("command", ["retrain", "mask-drop", "modulate", "map", "overlap", "inspect"])
+def test_a_ratio_below_one_filter_is_refused_before_anything_is_computed_or_written(
+    run, site, nets, tmp_path, command
+):
+    out_file, scores = tmp_path / "out.safetensors", site / "noise.safetensors"
+    data, noise = ("--data", site / "clean"), ("--degrade", "gaussian")
+    words = {
+        "retrain": (scores, *nets[:2], *data, *noise, "--steps", 2, "-o", out_file),
+        "mask-drop": (scores, *nets, *data, *noise),
+        "modulate": (scores, site / "clean" / "0.png", *nets, "-o", out_file),
+        "map": (scores, "-o", out_file),
+        "overlap": (scores, *nets, *data, "--degrade", "noise=gaussian", "--fit", 2),
+        "inspect": (scores,),
+    }[command]
+    code, out, err = run("faig", command, *words, "--ratio", 0.0001)
+    assert code == 2 and not out and not out_file.exists(), err
+    assert "a ratio of 0.0001 of 792 filters is less than one filter" in err
+    assert "use a ratio of 0.00127 or more" in err
+
+
+def test_facts_of_a_network_of_few_filters_are_shown_by_a_single_one(run, tmp_path):
+    table = FilterTable.of(torch.nn.Conv2d(3, 3, 3))
+    scores = FilterScores(table, torch.arange(9.0), "faig", "rain", "b" * 64)
+    code, out, err = run("faig", "inspect", scores.save(tmp_path / "few.safetensors"), "--json")
+    assert code == 0 and json.loads(out)["layers"]["weight"]["chosen"] == 1, err
 
 
 def test_scores_of_another_network_are_refused(run, site, tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from restorekit.errors import RestoreKitError, WeightsError
-from restorekit.filters import FilterScores, FilterTable, fingerprint, select
+from restorekit.filters import FilterScores, FilterTable, FilterTensor, fingerprint, least_ratio, select
 from restorekit.registry import backbones
 
 
@@ -130,6 +130,33 @@ def test_ratios_outside_the_unit_interval_are_refused(ratio):
     table = FilterTable.of(small())
     with pytest.raises(RestoreKitError, match=r"not both in \(0, 1\]"):
         select(table, torch.zeros(28), ratio)
+
+
+def test_a_choice_of_nothing_is_refused_with_the_least_ratio_that_chooses_one():
+    table = FilterTable.of(small())
+    values = torch.zeros(28)
+    values[12] = 1.0
+    for ratio, words, least in (
+        (0.03, {"budget": "filters"}, 0.0358),
+        (0.09, {"budget": "parameters"}, 0.0977),
+        (0.08, {"budget": "filters", "scope": "layer"}, 0.0834),
+        (0.01, {"budget": "filters", "share": 0.5}, 0.0358),
+    ):
+        message = rf"a ratio of {ratio} of 28 filters is less than one filter[\s\S]*use a ratio of {least} or"
+        with pytest.raises(RestoreKitError, match=message):
+            select(table, values, ratio, **words)
+        assert len(select(table, values, least, **words)) >= 1
+    with pytest.raises(RestoreKitError, match="less than one filter"):
+        scores(values, table).overlap(scores(values, table, "snow"), 0.01)
+
+
+@pytest.mark.parametrize("budget", ["filters", "parameters"])
+def test_the_least_ratio_chooses_one_filter_however_many_there_are(budget):
+    for count in [*range(1, 400), 1000, 3 * 5003, 151_936]:
+        table = FilterTable("kernel", (FilterTensor("w", (count, 1, 3, 3), count, 9, 0),))
+        values = torch.zeros(count)
+        chosen = select(table, values, least_ratio(table, values, budget=budget), budget=budget)
+        assert 1 <= len(chosen) <= 1 + count // 99, count
 
 
 def test_scores_that_are_no_numbers_or_of_another_network_are_refused():

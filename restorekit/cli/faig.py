@@ -30,7 +30,6 @@ from restorekit.cli.faiginputs import (
     Output,
     Overwrite,
     Params,
-    Ratio,
     Raw,
     Resume,
     Rule,
@@ -283,16 +282,24 @@ def contrast(
 @app.command()
 def inspect(
     scores: ScoreFile,
-    ratio: Ratio = 0.01,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the filters that is chosen.", show_default="0.01, or a single filter"
+        ),
+    ] = None,
     budget: Budget = "filters",
     layers: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show what a file of scores says: facts, and the share of each layer."""
-    from restorekit.filters import FilterScores
+    from restorekit.filters import FilterScores, least_ratio
 
     found = FilterScores.load(scores)
     facts = _facts(found)
+    if ratio is None:
+        # A small network shows its facts too, where a hundredth of it is nothing.
+        ratio = max(0.01, least_ratio(found.table, found.values, budget=budget))
     sums = {name: float(part.clamp(min=0).sum()) for name, part in found.table.split(found.values).items()}
     whole = sum(sums.values()) or 1.0
     chosen = found.table.chosen(found.top(ratio, budget=budget))

@@ -165,11 +165,11 @@ def retrain(
     from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
 
     found = read_scores([scores], network)[0]
+    chosen = found.top(ratio, budget=budget)
     stage = StageSpec(steps=steps, patch=patch, batch=batch)
     source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
     batches = Batches(source, recipe, seed, AugmentSpec(), network.channels, network.scale)
     batches.check([stage])
-    chosen = found.top(ratio, budget=budget)
     losses: list[float] = []
     with counting("retraining", steps) as done:
 
@@ -305,6 +305,8 @@ def overlap(
     from restorekit.degradations.spec import RecipeSpec
 
     discovered = {one.label: one for one in read_scores(scores, networks[1])}
+    for one in discovered.values():
+        one.top(ratio, budget="filters")
     if discovered.keys() != recipes.keys():
         raise ConfigError(
             "--degrade",
