@@ -368,15 +368,16 @@ class FilterScores:
         """Return the scores divided by the size of their filter, for networks that mix kernel sizes."""
         return replace(self, values=self.values / self.table.sizes)
 
-    def minus(self, *others: FilterScores, against: Against = "mean") -> Self:
+    def minus(self, *others: FilterScores, against: Against = "mean", other_base: bool = False) -> Self:
         """Return these scores less those of others: FAIG's elimination of what matters for both.
 
         Args:
             *others: one or more, of the same filters.
             against: what is made of several: their mean, or the largest of each filter.
+            other_base: take those of another base too, whose filters need not mean the same.
 
         Raises:
-            RestoreKitError: there are none, or they belong to other filters.
+            RestoreKitError: there are none, they belong to other filters, or to another base; both are named.
         """
         if not others:
             raise RestoreKitError(f"{self.label} has nothing to be contrasted with", "give other scores")
@@ -384,6 +385,12 @@ class FilterScores:
             if other.table != self.table:
                 raise RestoreKitError(
                     f"the scores of {self.label} and {other.label} are of different filters"
+                )
+            if other.base != self.base and not other_base:
+                raise RestoreKitError(
+                    f"the scores of {self.label} are for the base {self.base[:16]}, those of {other.label}"
+                    f" for {other.base[:16]}",
+                    "attribute both from one base, or allow it with --other-base, in Python other_base=True",
                 )
         stack = torch.stack([other.values for other in others])
         taken = stack.amax(0) if against == "max" else stack.mean(0)

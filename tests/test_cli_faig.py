@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -278,6 +279,33 @@ def test_scores_of_another_network_are_refused(run, site, tmp_path):
     data = ("--data", site / "clean", "--degrade", "gaussian")
     code, _, err = run("faig", "mask-drop", site / "noise.safetensors", *words, *data)
     assert code == 2 and "its filters are of another network: conv_first.weight" in err
+
+
+@pytest.mark.parametrize("command", ["contrast", "retrain", "mask-drop", "modulate", "map", "overlap"])
+def test_scores_of_another_base_are_refused_unless_they_are_meant(run, site, nets, tmp_path, command):
+    noise, blur = (FilterScores.load(site / f"{label}.safetensors") for label in ("noise", "blur"))
+    other = replace(blur, base="0123456789abcdef" * 4).save(tmp_path / "blur.safetensors")
+    out_file = tmp_path / ("out.safetensors" if command in ("contrast", "retrain") else "out.png")
+    data = ("--data", site / "clean", "--ratio", 0.05)
+    words = {
+        "contrast": (site / "noise.safetensors", other, "-o", out_file),
+        "retrain": (
+            *(other, *nets[:2], *data, "--degrade", "gaussian", "-o", out_file),
+            *("--steps", 1, "--batch", 1, "--patch", 8),
+        ),
+        "mask-drop": (other, *nets, *data, "--degrade", "gaussian", "--limit", 1, "--random", 0),
+        "modulate": (other, site / "clean" / "0.png", *nets, "--shares", "0,1", "-o", out_file),
+        "map": (site / "noise.safetensors", other, "-o", out_file),
+        "overlap": (
+            *(site / "noise.safetensors", other, *nets, *data, "--steps", 1, "--fit", 1, "--limit", 2),
+            *("--degrade", "noise=gaussian", "--degrade", "blur=gaussian_blur"),
+        ),
+    }[command]
+    code, out, err = run("faig", command, *words)
+    assert code == 2 and not out and not out_file.exists(), err
+    assert noise.base[:16] in err and "0123456789abcdef" in err and "--other-base" in err
+    code, out, err = run("faig", command, *words, "--other-base")
+    assert code == 0 and out, err
 
 
 def test_enlarging_networks_get_reduced_images_and_clean_ones_of_the_right_size(site, tmp_path):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from restorekit.analysis import contrasted
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, FilterTensor, fingerprint, least_ratio, select
 from restorekit.registry import backbones
@@ -184,6 +187,17 @@ def test_other_files_are_no_scores(tmp_path):
         FilterScores.load(tmp_path / "y.safetensors")
     with pytest.raises(WeightsError, match="restorekit faig"):
         FilterScores.load(tmp_path / "missing.safetensors")
+
+
+def test_scores_of_different_bases_are_contrasted_on_purpose_only():
+    table = FilterTable.of(small())
+    one, other = scores(torch.ones(28), table), replace(scores(torch.zeros(28), table, "snow"), base="c" * 64)
+    with pytest.raises(RestoreKitError, match=r"rain are for the base b{16}, those of snow for c{16}"):
+        one.minus(other)
+    with pytest.raises(RestoreKitError, match=r"snow are for the base c{16}, those of rain"):
+        contrasted({"snow": other, "rain": one})
+    assert torch.equal(one.minus(other, other_base=True).values, one.values)
+    assert contrasted({"snow": other, "rain": one}, other_base=True)["snow"].base == "c" * 64
 
 
 def test_contrast_overlap_and_sums_of_layers():

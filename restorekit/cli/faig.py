@@ -27,6 +27,7 @@ from restorekit.cli.faiginputs import (
     Limit,
     LossName,
     MethodName,
+    OtherBase,
     Output,
     Overwrite,
     Params,
@@ -269,6 +270,7 @@ def contrast(
     others: Annotated[list[Path], typer.Argument(help="Scores of the other degradations.")],
     output: Output,
     against: Annotated[Literal["mean", "max"], typer.Option(help="What is made of several others.")] = "mean",
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Subtract the scores of other degradations, which leaves what is special to one."""
@@ -276,7 +278,7 @@ def contrast(
 
     check_free(output, overwrite)
     first, *rest = (FilterScores.load(path) for path in (scores, *others))
-    say(str(first.minus(*rest, against=against).save(output)))
+    say(str(first.minus(*rest, against=against, other_base=other_base).save(output)))
 
 
 @app.command()

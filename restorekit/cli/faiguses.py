@@ -18,6 +18,7 @@ from restorekit.cli.faiginputs import (
     Degrade,
     Layout,
     Limit,
+    OtherBase,
     Output,
     Overwrite,
     Params,
@@ -65,6 +66,7 @@ def mask_drop(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    other_base: OtherBase = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +80,10 @@ def mask_drop(
     from restorekit.analysis import protocols
     from restorekit.filters import select
 
-    read = [(str(path), one) for path, one in zip(scores, read_scores(scores, networks[1]), strict=True)]
+    read = [
+        (str(path), one)
+        for path, one in zip(scores, read_scores(scores, networks[0], other_base), strict=True)
+    ]
     filters = read[0][1].table
     images = [pair.degraded for pair in file_pairs(found, networks[1], recipe, seed, crop, limit)]
     choices: dict[tuple[float, str], tuple[str, str, torch.Tensor]] = {}
@@ -149,6 +154,7 @@ def retrain(
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
     patch: Annotated[int, typer.Option(min=1, help="Side of degraded patches in pixels.")] = 32,
     seed: Seed = 0,
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -164,7 +170,7 @@ def retrain(
     from restorekit.training.data import Batches, load_source
     from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
 
-    found = read_scores([scores], network)[0]
+    found = read_scores([scores], network, other_base)[0]
     chosen = found.top(ratio, budget=budget)
     stage = StageSpec(steps=steps, patch=patch, batch=batch)
     source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
@@ -219,6 +225,7 @@ def modulate(
         typer.Option(help="Shares of the target in the chosen filters: LOW:HIGH:COUNT, or a list by commas."),
     ] = "0:1.5:16",
     crop: Crop = 0,
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
@@ -231,7 +238,7 @@ def modulate(
     from restorekit.analysis.images import FilePairs
     from restorekit.datasets import Sample
 
-    found = read_scores([scores], networks[1])[0]
+    found = read_scores([scores], networks[0], other_base)[0]
     # The image stands for a pair of a network that keeps the size: it is only read and cut.
     files = FilePairs((), networks[1].channels, 1, None, 0, crop)
     degraded = files.pair(Sample(image.name, image, image)).degraded
@@ -246,6 +253,7 @@ def draw_map(
     output: Output,
     ratio: Ratio = 0.01,
     budget: Budget = "filters",
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -257,9 +265,16 @@ def draw_map(
     read = [FilterScores.load(path) for path in scores]
     if any(one.table != read[0].table for one in read):
         raise ConfigError("faig map", "the files are of different networks or units", "draw them apart")
+    for path, one in zip(scores, read, strict=True):
+        if one.base != read[0].base and not other_base:
+            raise ConfigError(
+                str(path),
+                f"its scores are for the base {one.base[:16]}, those of {scores[0]} for {read[0].base[:16]}",
+                "draw them apart, or add --other-base",
+            )
     labels = [f"{one.label} ({one.method})" for one in read]
     if len(set(labels)) < len(labels):
-        labels = [f"{label} {path.stem}" for label, path in zip(labels, scores, strict=True)]
+        labels = [f"{label} {path}" for label, path in zip(labels, scores, strict=True)]
     chosen = {label: one.top(ratio, budget=budget) for label, one in zip(labels, read, strict=True)}
     found = distributions(read[0].table, chosen)
     save_picture(distribution_map(read[0].table, chosen), output, overwrite, quiet=as_json)
@@ -291,6 +306,7 @@ def overlap(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    other_base: OtherBase = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -304,7 +320,7 @@ def overlap(
     from restorekit.datasets import Sample
     from restorekit.degradations.spec import RecipeSpec
 
-    discovered = {one.label: one for one in read_scores(scores, networks[1])}
+    discovered = {one.label: one for one in read_scores(scores, networks[0], other_base)}
     for one in discovered.values():
         one.top(ratio, budget="filters")
     if discovered.keys() != recipes.keys():
