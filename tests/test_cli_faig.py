@@ -58,6 +58,7 @@ def site(tmp_path_factory):
         )
         pairs = FilePairs.of(find(folder / "clean"), target, recipe, limit=3)
         found[label] = attribute(base, target, pairs, label=label, steps=8)
+        found[label].save(folder / f"raw-{label}.safetensors")
     for label, scores in contrasted(found).items():
         scores.save(folder / f"{label}.safetensors")
     return folder
@@ -214,6 +215,53 @@ def test_overlap_names_degradations(run, site, nets):
     assert facts["accuracy"]["noise"] >= 0.8 and facts["tested"] == 5
     (named,) = facts["images"].values()
     assert "noise" in named["degradations"] and named["overlaps"]["noise"] > facts["thresholds"]["noise"]
+
+
+@pytest.fixture
+def telling(site, nets):
+    """What ``overlap`` needs beside scores, at its least."""
+    recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")
+    counts = ("--fit", 2, "--limit", 3, "--ratio", 0.05, "--steps", 1, "--json")
+    return (*nets, "--data", site / "clean", *recipes, *counts)
+
+
+def test_overlap_contrasts_raw_scores_and_leaves_contrasted_ones_alone(run, site, telling):
+    raw, done = ([site / f"{kind}{label}.safetensors" for label in RECIPES] for kind in ("raw-", ""))
+    code, out, err = run("faig", "overlap", *raw, *telling)
+    assert code == 0 and "contrasted with each other: noise, blur" in err
+    code, same, err = run("faig", "overlap", *done, *telling)
+    assert code == 0 and "contrasted" not in err and json.loads(out) == json.loads(same)
+    assert json.loads(out)["tested"] == 1
+
+
+def test_overlap_refuses_scores_that_are_contrasted_with_nothing(run, site, telling, tmp_path):
+    noise, raw = site / "noise.safetensors", site / "raw-blur.safetensors"
+    code, out, err = run("faig", "overlap", noise, raw, *telling)
+    assert code == 2 and not out and f"{raw}: its scores are not contrasted" in err and f"{noise} are" in err
+    assert f"restorekit faig contrast {raw} OTHERS" in err
+    code, out, err = run("faig", "overlap", raw, *telling)
+    assert code == 2 and not out and f"restorekit faig contrast {raw} OTHERS" in err
+    same = replace(FilterScores.load(raw), label="noise").save(tmp_path / "same.safetensors")
+    code, out, err = run("faig", "overlap", same, raw, *telling)
+    assert code == 2 and not out and "no filter is special to noise" in err
+
+
+def test_overlap_refuses_two_files_or_two_recipes_of_one_label(run, site, telling, tmp_path):
+    noise = site / "noise.safetensors"
+    again = FilterScores.load(noise).save(tmp_path / "again.safetensors")
+    code, out, err = run("faig", "overlap", noise, site / "blur.safetensors", again, *telling)
+    assert code == 2 and not out and f"{noise} and {again} are both scores of noise" in err
+    code, out, err = run("faig", "overlap", noise, *telling, "--degrade", "noise=gaussian")
+    assert code == 2 and not out and "--degrade: noise stands there twice" in err
+
+
+def test_a_missing_image_is_told_before_any_is_scored(run, site, telling, monkeypatch):
+    scored = []
+    monkeypatch.setattr("restorekit.analysis.protocols.overlap.ImageScorer.__call__", scored.append)
+    files = [site / f"{label}.safetensors" for label in RECIPES]
+    for image, message in (("nowhere.png", "nowhere.png"), (site / "noise.yaml", "noise.yaml")):
+        code, out, err = run("faig", "overlap", *files, *telling, "--image", image)
+        assert code == 2 and message in err and not out and not scored
 
 
 def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -36,13 +37,16 @@ from restorekit.cli.faiginputs import (
     save_picture,
     two_networks,
 )
-from restorekit.cli.output import AsJson, Device, counting, say, say_json, table
+from restorekit.cli.output import AsJson, Device, counting, note, say, say_json, table
 from restorekit.config import check, read_yaml, with_settings
 from restorekit.errors import ConfigError
 from restorekit.files import Marks
 
 if TYPE_CHECKING:
     import torch
+
+    from restorekit.degradations.spec import RecipeSpec
+    from restorekit.filters import FilterScores
 
 
 def mask_drop(
@@ -310,8 +314,15 @@ def overlap(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Tell degradations by the filters an image excites; accuracy on the images left over."""
-    recipes = dict(labelled(text) for text in degrade)
+    """Tell degradations by the filters an image excites; accuracy on the images left over.
+
+    Scores as ``attribute`` writes them are contrasted with each other first.
+    """
+    recipes: dict[str, RecipeSpec] = {}
+    for label, recipe in map(labelled, degrade):
+        if label in recipes:
+            raise ConfigError("--degrade", f"{label} stands there twice", "give one recipe for each label")
+        recipes[label] = recipe
     found = find_dataset(data, "clean", next(iter(recipes.values())))
     networks = two_networks(backbone, params, base, target, device)
 
@@ -320,7 +331,8 @@ def overlap(
     from restorekit.datasets import Sample
     from restorekit.degradations.spec import RecipeSpec
 
-    discovered = {one.label: one for one in read_scores(scores, networks[0], other_base)}
+    discovered = _discovered(scores, read_scores(scores, networks[0], other_base), other_base)
+    # Refused before images are scored, not after.
     for one in discovered.values():
         one.top(ratio, budget="filters")
     if discovered.keys() != recipes.keys():
@@ -336,6 +348,8 @@ def overlap(
             f"{len(samples)} images leave none to test beside {fit} to fit",
             "give more images, or lower --fit",
         )
+    single = FilePairs((), networks[1].channels, 1, None, seed, crop)
+    shown = {str(path): single.pair(Sample(path.name, path, path)).degraded for path in image or []}
     score = protocols.ImageScorer(*networks, next(iter(discovered.values())).table, steps=steps)
     kinds = {"": RecipeSpec.model_validate("clean"), **recipes}
     told: list[tuple[Any, set[str]]] = []
@@ -349,10 +363,9 @@ def overlap(
     classifier = protocols.fit_overlap(discovered, told[:fitted], ratio)
     accuracy = classifier.accuracy(told[fitted:])
     named: dict[str, Any] = {}
-    for path in image or []:
-        files = FilePairs((), networks[1].channels, 1, None, seed, crop)
-        own = score(files.pair(Sample(path.name, path, path)).degraded)
-        named[str(path)] = {
+    for name, degraded in shown.items():
+        own = score(degraded)
+        named[name] = {
             "degradations": sorted(classifier.degradations(own)),
             "overlaps": classifier.overlaps(own),
         }
@@ -423,6 +436,50 @@ def reproduce(
         say_json(results)
         return
     say(str(folder / "page.md"))
+
+
+def _discovered(
+    paths: Sequence[Path], read: Sequence[FilterScores], other_base: bool
+) -> dict[str, FilterScores]:
+    """Return scores by label, contrasted; files that are contrasted already stay as they are."""
+    from restorekit.analysis.contrast import contrasted
+
+    homes: dict[str, Path] = {}
+    for path, one in zip(paths, read, strict=True):
+        if one.label in homes:
+            raise ConfigError(
+                "faig overlap",
+                f"{homes[one.label]} and {path} are both scores of {one.label}",
+                "give one file for each degradation; another name is given by attribute --label",
+            )
+        homes[one.label] = path
+    found = {one.label: one for one in read}
+    raw = [label for label, one in found.items() if "minus" not in one.details]
+    if not raw:
+        return found
+    if len(found) == 1 or len(raw) < len(found):
+        first = homes[raw[0]]
+        raise ConfigError(
+            str(first),
+            "its scores are not contrasted with those of other degradations"
+            + (
+                f", and those of {homes[(found.keys() - set(raw)).pop()]} are"
+                if len(raw) < len(found)
+                else ""
+            ),
+            "give the scores of all degradations as `attribute` writes them, or make it with"
+            f" `restorekit faig contrast {first} OTHERS -o FILE`",
+        )
+    special = contrasted(found, other_base=other_base)
+    for label, one in special.items():
+        if not bool(one.values.any()):
+            raise ConfigError(
+                str(homes[label]),
+                f"its scores are those of the others: no filter is special to {label}",
+                "give scores that look at images, as `attribute` writes them",
+            )
+    note(f"contrasted with each other: {', '.join(special)}")
+    return special
 
 
 def _grid(text: str) -> list[float]:
