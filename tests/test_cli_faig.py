@@ -124,6 +124,54 @@ def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, t
     assert not list(tmp_path.glob("*.partial.*"))
 
 
+@pytest.mark.parametrize("sample", ["0.png", "2.png"])
+def test_ctrl_c_says_where_the_work_is_and_how_to_go_on(run, site, nets, tmp_path, monkeypatch, sample):
+    read, out_file = FilePairs.pair, tmp_path / "noise.safetensors"
+    words = ("--data", site / "clean", "--degrade", "gaussian", "--limit", 3, "--steps", 1, "-o", out_file)
+
+    def stopped(self, asked):
+        if asked.name == sample:
+            raise KeyboardInterrupt
+        return read(self, asked)
+
+    monkeypatch.setattr(FilePairs, "pair", stopped)
+    code, out, err = run("faig", "attribute", *nets, *words)
+    assert code == 130 and not out
+    (line,) = (line for line in err.splitlines() if "interrupted" in line)
+    # Nothing is written before the first two images are read, on which steps may be looked for.
+    if sample == "0.png":
+        assert line == "interrupted; nothing was done that could be kept"
+        return
+    assert str(tmp_path / "noise.partial.safetensors") in line and "--resume" in line
+    monkeypatch.undo()
+    assert run("faig", "attribute", *nets, *words, "--resume")[0] == 0 and out_file.exists()
+
+
+def test_a_folder_is_no_output_and_nothing_is_computed_for_it(run, site, nets, tmp_path):
+    words = ("--data", site / "clean", "--degrade", "gaussian", "-o", tmp_path, "--overwrite")
+    code, _, err = run("faig", "attribute", *nets, *words)
+    assert code == 2 and f"{tmp_path} is a folder" in err and "clean images" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tag_without_a_backbone_asks_for_the_backbone(run, site, nets, tmp_path):
+    words = ("--base", "denoise", *nets[2:], "--data", site / "clean", "--degrade", "gaussian")
+    code, _, err = run("faig", "attribute", *words, "-o", tmp_path / "x.safetensors")
+    assert code == 2 and "error: --base: denoise is no file" in err
+    assert "name the backbone with -b, as -b nafnet" in err
+
+
+def test_damaged_scores_are_told_by_inspect(run, site, tmp_path):
+    damaged = tmp_path / "damaged.safetensors"
+    save_file({"scores": torch.zeros(3)}, damaged, {"format": "restorekit.filter-scores/1"})
+    code, out, err = run("faig", "inspect", damaged)
+    assert code == 2 and not out and f"the metadata of {damaged} are damaged: KeyError: 'table'" in err
+    whole = FilterScores.load(site / "noise.safetensors")
+    replace(whole, details={"completeness": {"change": 1.0}}).save(damaged)
+    code, out, err = run("faig", "inspect", damaged)
+    assert code == 2 and not out and "the completeness of noise is damaged" in err
+
+
 @pytest.mark.parametrize("method", ["ig", "delta", "gradxdelta", "random"])
 def test_other_methods_rank_too(run, site, nets, tmp_path, method):
     out_file = tmp_path / "x.safetensors"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from restorekit.analysis import contrasted
-from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, FilterTensor, fingerprint, least_ratio, select
 from restorekit.registry import backbones
 
@@ -198,6 +200,45 @@ def test_scores_of_different_bases_are_contrasted_on_purpose_only():
         contrasted({"snow": other, "rain": one})
     assert torch.equal(one.minus(other, other_base=True).values, one.values)
     assert contrasted({"snow": other, "rain": one}, other_base=True)["snow"].base == "c" * 64
+
+
+def test_scores_whose_metadata_are_damaged_are_no_scores(tmp_path):
+    path = scores(torch.zeros(28), FilterTable.of(small())).save(tmp_path / "rain.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    damages = [{key: None} for key in ("table", "label", "base", "details")]
+    damages += [{"table": "{"}, {"table": "[]"}, {"table": json.dumps({"unit": "kernel", "tensors": []})}]
+    damages += [{"details": "[1]"}, {"table": json.dumps(FilterTable.of(nn.Conv2d(3, 3, 3)).to_json())}]
+    for damage in damages:
+        damaged = {key: value for key, value in {**facts, **damage}.items() if value is not None}
+        save_file({"scores": torch.zeros(28)}, path, damaged)
+        with pytest.raises(WeightsError, match=r"the metadata of .*rain\.safetensors are damaged"):
+            FilterScores.load(path)
+
+
+def test_scores_that_cannot_be_written_say_where(tmp_path):
+    made = scores(torch.zeros(28), FilterTable.of(small()))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "x.safetensors", tmp_path / "file" / "x", tmp_path / "folder"):
+        with pytest.raises(OutputError, match=rf"{path} cannot be written"):
+            made.save(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_unknown_words_are_refused_with_the_known_ones():
+    network = small()
+    table = FilterTable.of(network)
+    made = scores(torch.ones(28), table)
+    for call, message in (
+        (lambda: FilterTable.of(network, "foo"), "unit: is 'foo'"),
+        (lambda: FilterTable.of(network, "kernels"), "did you mean 'kernel'"),
+        (lambda: made.top(0.5, budget="filter"), "did you mean 'filters'"),
+        (lambda: made.top(0.5, scope="layers"), "did you mean 'layer'"),
+        (lambda: made.minus(made, against="foo"), "use one of mean, max"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
 def test_contrast_overlap_and_sums_of_layers():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,8 +45,8 @@ from restorekit.cli.faiginputs import (
     kind_name,
     two_networks,
 )
-from restorekit.cli.output import AsJson, Device, say, say_json, table
-from restorekit.errors import ConfigError, OutputError
+from restorekit.cli.output import AsJson, Device, note, say, say_json, table
+from restorekit.errors import ConfigError, OutputError, WeightsError
 
 if TYPE_CHECKING:
     from restorekit.filters import FilterScores
@@ -225,7 +225,7 @@ def _rank(asked: _Request) -> None:
     from restorekit.analysis.rankers import rank as score
 
     pairs = file_pairs(found, networks[1], recipe, asked.seed, asked.crop, asked.limit) if found else ()
-    with _progress(label, asked.method) as report:
+    with _kept(partial), _progress(label, asked.method) as report:
         scores = score(
             asked.method,
             *networks,
@@ -348,8 +348,14 @@ def _facts(scores: FilterScores) -> dict[str, Any]:
 
     details = dict(scores.details)
     if "completeness" in details:
-        parts = Completeness(**details["completeness"])
-        details["completeness"] = {**details["completeness"], "unattributed": parts.unattributed}
+        try:
+            parts = Completeness(**details["completeness"])
+        except TypeError as error:
+            raise WeightsError(
+                f"the completeness of {scores.label} is damaged: {error}",
+                "make the scores again with `restorekit faig`",
+            ) from error
+        details["completeness"] = {**asdict(parts), "unattributed": parts.unattributed}
     return {
         "label": scores.label,
         "method": scores.method,
@@ -366,6 +372,19 @@ def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError("--steps", f"{text!r} is neither auto nor a number above 0", "write --steps 16")
     return int(text)
+
+
+@contextmanager
+def _kept(partial: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C where the work is, and how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if partial and partial.exists():
+            note(f"interrupted; {partial} keeps what is done: go on with the same command and --resume")
+        else:
+            note("interrupted; nothing was done that could be kept")
+        raise
 
 
 @contextmanager

@@ -78,7 +78,9 @@ BLIND = ("delta", "random")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse an output that exists before anything is computed."""
+    """Refuse an output that exists, or is a folder, before anything is computed."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name a file in it with -o")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists", "add --overwrite, or change -o")
     ensure_writable(path.parent)
