@@ -249,6 +249,14 @@ def test_a_strip_and_a_map_are_drawn(run, site, nets, tmp_path):
     assert code == 0 and 0 <= json.loads(out)["noise (faig)"]["depth"] <= 1
 
 
+@pytest.mark.parametrize("shares", ["nan,1", "0,inf", "0:inf:3", "nan:1:2", "0:1:0", "0:1:-2", "", "1e400"])
+def test_shares_that_are_no_finite_numbers_draw_no_strip(run, site, nets, tmp_path, shares):
+    picture = tmp_path / "strip.png"
+    words = (site / "noise.safetensors", site / "clean" / "0.png", *nets, f"--shares={shares}", "-o", picture)
+    code, out, err = run("faig", "modulate", *words)
+    assert code == 2 and f"--shares: {shares!r} is no grid" in err and not out and not picture.exists()
+
+
 def test_overlap_names_degradations(run, site, nets):
     files = (site / "noise.safetensors", site / "blur.safetensors")
     recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")

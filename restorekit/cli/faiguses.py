@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -488,9 +489,13 @@ def _grid(text: str) -> list[float]:
             low, high, count = text.split(":")
             number = int(count)
             ends = float(low), float(high)
-            return [ends[0] + (ends[1] - ends[0]) * step / max(1, number - 1) for step in range(number)]
-        return [float(part) for part in text.split(",")]
+            shares = [ends[0] + (ends[1] - ends[0]) * step / max(1, number - 1) for step in range(number)]
+        else:
+            shares = [float(part) for part in text.split(",")]
+        if not shares or not all(map(math.isfinite, shares)):
+            raise ValueError(text)
     except ValueError as error:
         raise ConfigError(
             "--shares", f"{text!r} is no grid", "write 0:1.5:16, or numbers with commas as 0,0.5,1"
         ) from error
+    return shares
