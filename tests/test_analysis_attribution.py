@@ -6,6 +6,7 @@ import copy
 import logging
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from analysis_cases import SMALL, Layers, both, images, moved, small
@@ -491,6 +492,13 @@ def test_steps_that_are_no_number_are_refused(method, steps):
     base, target = both("srcnn")
     with pytest.raises(RestoreKitError, match=rf"a path of {steps!r} steps cannot be walked"):
         rank(method, base, target, images(1, 2, 8), label="x", steps=steps)
+
+
+@pytest.mark.parametrize("method", ["faig", "ig"])
+def test_steps_of_numpy_are_numbers_in_files_too(method, tmp_path):
+    base, target = both("srcnn")
+    found = rank(method, base, target, images(1, 2, 8), label="x", steps=np.int64(2))
+    assert FilterScores.load(found.save(tmp_path / "x.safetensors")).details["steps"] == 2
 
 
 def test_an_unknown_unit_is_refused():

@@ -184,7 +184,9 @@ def attribute(
     if not sums.steps:
         first = list(islice(checked, _PROBES))
         checked = chain(first, checked)
-        sums.steps = _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else steps
+        sums.steps = (
+            _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else int(steps)
+        )
         sums.save(checkpoint)
     places = points(rule, sums.steps)
     count.begin(sums.steps, sums.images)

@@ -110,6 +110,7 @@ def rank(
             )
         steps = 100 if steps == "auto" else steps
         check_steps(steps)
+        steps = int(steps)
         walk = Walk(base, target, table, torch.device(device) if device is not None else None)
         facts = {"method": method, "table": table.to_json(), "label": label, **marks, "asked": str(steps)}
         sums = Sums.begun(checkpoint, facts)
