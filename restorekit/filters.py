@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, OutputError, RestoreKitError, WeightsError, near
 from restorekit.files import replacing
 
 Unit = Literal["kernel", "out", "weight"]
@@ -110,9 +110,10 @@ class FilterTable:
                 without a layer around them.
 
         Raises:
-            RestoreKitError: nothing is left, a pattern is no regular expression, or a weight is computed by a
-                hook of torch.nn.utils.
+            RestoreKitError: the unit is unknown, nothing is left, a pattern is no regular expression, or a
+                weight is computed by a hook of torch.nn.utils.
         """
+        _check_word("unit", unit, get_args(Unit))
         wanted = {"include": include, "exclude": exclude, "raw": raw}
         try:
             patterns = {key: re.compile(text) for key, text in wanted.items()}
@@ -224,6 +225,11 @@ def _weights(module: nn.Module, raw: re.Pattern[str] | None) -> Iterator[tuple[s
             yield name, parameter, 0
 
 
+def _check_word(what: str, word: object, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ConfigError(what, f"is {word!r}", near(str(word), known) or f"use one of {', '.join(known)}")
+
+
 def _split(shape: torch.Size, unit: Unit, groups: int) -> tuple[int, int]:
     numbers = shape.numel()
     counts = {
@@ -265,8 +271,11 @@ def select(
         share: largest part of one layer that may be chosen, a guard for scope ``network``.
 
     Raises:
-        RestoreKitError: the ratio lies outside (0, 1], or values do not fit the table or are not finite.
+        RestoreKitError: the ratio lies outside (0, 1] or chooses nothing, budget or scope is unknown, or
+            values do not fit the table or are not finite.
     """
+    _check_word("budget", budget, get_args(Budget))
+    _check_word("scope", scope, get_args(Scope))
     if not 0 < ratio <= 1 or not 0 < share <= 1:
         raise RestoreKitError(
             f"a ratio of {ratio} and a share of {share} are not both in (0, 1]",
@@ -286,16 +295,36 @@ def select(
             for tensor, part in zip(table, table.split(values).values(), strict=True)
         ]
         chosen = torch.cat(best)
-        return chosen[values[chosen].argsort(descending=True, stable=True)]
-    if share < 1:
-        allowed = torch.zeros(len(table), dtype=torch.bool)
-        for tensor, part in zip(table, table.split(values).values(), strict=True):
-            keep = part.argsort(descending=True, stable=True)[: math.ceil(tensor.count * share)]
-            allowed[tensor.offset + keep] = True
+        chosen = chosen[values[chosen].argsort(descending=True, stable=True)]
+    else:
         order = values.argsort(descending=True, stable=True)
-        order = order[allowed[order]]
-        return order[: _within(table.sizes[order], len(table), table.parameters, ratio, budget)]
-    return _first(values, table.sizes, ratio, budget)
+        if share < 1:
+            allowed = torch.zeros(len(table), dtype=torch.bool)
+            for tensor, part in zip(table, table.split(values).values(), strict=True):
+                keep = part.argsort(descending=True, stable=True)[: math.ceil(tensor.count * share)]
+                allowed[tensor.offset + keep] = True
+            order = order[allowed[order]]
+        sizes = table.sizes[order]
+        chosen = order[: _within(sizes, len(table), table.parameters, ratio, budget)]
+    if not len(chosen):
+        raise RestoreKitError(
+            f"a ratio of {ratio:g} of {len(table)} filters is less than one filter"
+            + (" in every layer" if scope == "layer" else ""),
+            f"use a ratio of {least_ratio(table, values, budget=budget, scope=scope):g} or more",
+        )
+    return chosen
+
+
+def least_ratio(
+    table: FilterTable, values: Tensor, *, budget: Budget = "parameters", scope: Scope = "network"
+) -> float:
+    """Return the least ratio, rounded up to three digits, with which ``select`` chooses a filter."""
+    if scope == "layer":
+        return _rounded_up(1 / max(tensor.count for tensor in table))
+    if budget == "filters":
+        return _rounded_up(1 / len(table))
+    best = values.argsort(descending=True, stable=True)[0]
+    return _rounded_up(int(table.sizes[best]) / table.parameters)
 
 
 def _first(values: Tensor, sizes: Tensor, ratio: float, budget: Budget) -> Tensor:
@@ -307,6 +336,12 @@ def _within(sizes: Tensor, filters: int, parameters: int, ratio: float, budget: 
     if budget == "filters":
         return int(filters * ratio)
     return int((sizes.cumsum(0) <= parameters * ratio).sum())
+
+
+def _rounded_up(value: float) -> float:
+    # What is typed must be enough: one more digit at the end is, one less is not.
+    digits = 2 - math.floor(math.log10(value))
+    return min(1.0, math.ceil(value * 10.0**digits) / 10.0**digits)
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,22 +376,30 @@ class FilterScores:
         """Return the scores divided by the size of their filter, for networks that mix kernel sizes."""
         return replace(self, values=self.values / self.table.sizes)
 
-    def minus(self, *others: FilterScores, against: Against = "mean") -> Self:
+    def minus(self, *others: FilterScores, against: Against = "mean", other_base: bool = False) -> Self:
         """Return these scores less those of others: FAIG's elimination of what matters for both.
 
         Args:
             *others: one or more, of the same filters.
             against: what is made of several: their mean, or the largest of each filter.
+            other_base: take those of another base too, whose filters need not mean the same.
 
         Raises:
-            RestoreKitError: there are none, or they belong to other filters.
+            RestoreKitError: there are none, they belong to other filters, or to another base; both are named.
         """
+        _check_word("against", against, get_args(Against))
         if not others:
             raise RestoreKitError(f"{self.label} has nothing to be contrasted with", "give other scores")
         for other in others:
             if other.table != self.table:
                 raise RestoreKitError(
                     f"the scores of {self.label} and {other.label} are of different filters"
+                )
+            if other.base != self.base and not other_base:
+                raise RestoreKitError(
+                    f"the scores of {self.label} are for the base {self.base[:16]}, those of {other.label}"
+                    f" for {other.base[:16]}",
+                    "attribute both from one base, or allow it with --other-base, in Python other_base=True",
                 )
         stack = torch.stack([other.values for other in others])
         taken = stack.amax(0) if against == "max" else stack.mean(0)
@@ -373,7 +416,11 @@ class FilterScores:
         return {name: float(part.sum()) for name, part in self.table.split(self.values).items()}
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file with everything in it; an existing one is replaced as a whole."""
+        """Write a safetensors file with everything in it; an existing one is replaced as a whole.
+
+        Raises:
+            OutputError: it cannot be written, for example because the folder is missing or the disk is full.
+        """
         path = Path(path)
         facts = {
             "format": FORMAT,
@@ -387,8 +434,14 @@ class FilterScores:
         metadata = {
             key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()
         }
-        with replacing(path) as temporary:
-            save_file({"scores": self.values.float().contiguous()}, temporary, metadata)
+        try:
+            with replacing(path) as temporary:
+                save_file({"scores": self.values.float().contiguous()}, temporary, metadata)
+        # The second is what the library makes of the first.
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"{path} cannot be written: {error}", "make room, or name a file in a folder that exists"
+            ) from error
         return path
 
     @classmethod
@@ -411,15 +464,24 @@ class FilterScores:
                 f"{path} holds {facts.get('format', 'something else')!r}, not {FORMAT!r}",
                 "make it with `restorekit faig`",
             )
-        return cls(
-            FilterTable.from_json(json.loads(facts["table"])),
-            values,
-            facts["method"],
-            facts["label"],
-            facts["base"],
-            facts["target"],
-            json.loads(facts["details"]),
-        )
+        try:
+            table, details = FilterTable.from_json(json.loads(facts["table"])), json.loads(facts["details"])
+            if values.shape != (len(table),):
+                raise ValueError(f"{tuple(values.shape)} scores for {len(table)} filters")
+            return cls(
+                table,
+                values,
+                facts["method"],
+                facts["label"],
+                facts["base"],
+                facts["target"],
+                {**details},
+            )
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise WeightsError(
+                f"the metadata of {path} are damaged: {type(error).__name__}: {error}",
+                "make it again with `restorekit faig`",
+            ) from error
 
     def check_base(self, tensors: Mapping[str, Tensor], what: str = "the network") -> None:
         """Refuse a network that these scores were not made for.

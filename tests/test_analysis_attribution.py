@@ -6,6 +6,7 @@ import copy
 import logging
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from analysis_cases import SMALL, Layers, both, images, moved, small
@@ -17,7 +18,7 @@ from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs,
 from restorekit.analysis.pairs import Pair
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
-from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable
 from restorekit.memory import _LiveBytes
 
@@ -475,11 +476,35 @@ def test_pairs_that_do_not_fit_are_named():
         ((degraded[:, :1], clean), r"image 2: the degraded image has 1 channels, SRCNN expects 3"),
         ((degraded.expand(2, -1, -1, -1), clean), r"image 2: .* one image at a time|shape \(2, 3, 8, 11\)"),
         ((degraded * float("nan"), clean, "x.png"), r"x.png: the degraded image holds NaN"),
+        ((degraded,), r"image 2 is no pair[\s\S]*give \(degraded, clean\)"),
+        (7, r"image 2 is no pair"),
+        ((degraded.numpy(), clean, "x.png"), r"x.png: ndarray is given instead of a tensor"),
     ):
         with pytest.raises(ImageError, match=message):
             attribute(base, target, [good, wrong], label="x", steps=1)
     with pytest.raises(ImageError, match="no images"):
         attribute(base, target, [], label="x", steps=1)
+
+
+@pytest.mark.parametrize("steps", ["foo", "16", 2.5, None, 0])
+@pytest.mark.parametrize("method", ["faig", "ig"])
+def test_steps_that_are_no_number_are_refused(method, steps):
+    base, target = both("srcnn")
+    with pytest.raises(RestoreKitError, match=rf"a path of {steps!r} steps cannot be walked"):
+        rank(method, base, target, images(1, 2, 8), label="x", steps=steps)
+
+
+@pytest.mark.parametrize("method", ["faig", "ig"])
+def test_steps_of_numpy_are_numbers_in_files_too(method, tmp_path):
+    base, target = both("srcnn")
+    found = rank(method, base, target, images(1, 2, 8), label="x", steps=np.int64(2))
+    assert FilterScores.load(found.save(tmp_path / "x.safetensors")).details["steps"] == 2
+
+
+def test_an_unknown_unit_is_refused():
+    base, target = both("srcnn")
+    with pytest.raises(ConfigError, match="unit: is 'foo'"):
+        attribute(base, target, images(1, 2, 8), label="x", unit="foo")
 
 
 def test_networks_that_do_not_fit_are_refused():

@@ -85,6 +85,14 @@ def test_a_share_of_one_is_the_target_and_of_none_the_masked_network():
         modulate(target, base, table, filters, degraded, ())
 
 
+@pytest.mark.parametrize("share", [float("nan"), float("inf")])
+def test_shares_that_are_not_finite_are_refused(share):
+    base, target = both("srcnn")
+    table = FilterTable.of(target)
+    with pytest.raises(RestoreKitError, match=f"cannot be blended by shares of {share}, 1"):
+        modulate(target, base, table, some(table), torch.rand(3, 9, 9), (share, 1.0))
+
+
 def test_more_of_the_discovered_filters_removes_more(trained):
     base, target, scores = trained
     clean = scenes(1, 32, 77)
@@ -286,7 +294,7 @@ def test_overlaps_are_shares_of_an_images_own_filters():
     assert fitted.degradations(one) == {"a"} and fitted.degradations(other) == set()
     with pytest.raises(RestoreKitError, match="some with and some without a"):
         fit_overlap(discovered, [(one, {"a"})], 0.1)
-    with pytest.raises(RestoreKitError, match="none at all"):
+    with pytest.raises(RestoreKitError, match="less than one filter"):
         fit_overlap(discovered, [(one, {"a"}), (other, set())], 0.001)
     with pytest.raises(RestoreKitError, match="needs discovered filters"):
         fit_overlap({}, [(one, {"a"})], 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,7 +15,7 @@ from restorekit.analysis.experiment import ExperimentSpec
 from restorekit.analysis.published import MASKING, METHODS, RETRAINING
 from restorekit.analysis.reproduce import reproduce, summary
 from restorekit.config import check, configs_folder, read_yaml
-from restorekit.errors import ConfigError, ImageError, OutputError
+from restorekit.errors import ConfigError, ImageError, OutputError, WeightsError
 from restorekit.filters import FilterScores
 from restorekit.training.folder import read_run
 
@@ -128,6 +129,18 @@ def test_an_experiment_goes_on_where_it_was(experiment, photographs, tmp_path):
     told = []
     again = reproduce(spec, folder, "cpu", resume=True, progress=lambda *row: told.append(row))
     assert not told and again["summary"] == results["summary"]
+
+
+def test_scores_of_a_baseline_that_was_trained_again_are_refused(experiment):
+    spec, folder, _, _ = experiment
+    file = folder / "seed-0" / "scores" / "ig-noise.safetensors"
+    found, before = FilterScores.load(file), file.read_bytes()
+    replace(found, base="0" * 64).save(file)
+    try:
+        with pytest.raises(WeightsError, match=rf"base 0{{16}}, the baseline of .* is {found.base[:16]}"):
+            reproduce(spec, folder, "cpu", resume=True)
+    finally:
+        file.write_bytes(before)
 
 
 class StoppedError(Exception):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -17,7 +18,7 @@ from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
-from restorekit.filters import FilterScores
+from restorekit.filters import FilterScores, FilterTable
 from restorekit.registry import backbones
 
 RECIPES = {"noise": "name: gaussian\nsigma: 38\n", "blur": "name: gaussian_blur\nstd: 1\n"}
@@ -57,6 +58,7 @@ def site(tmp_path_factory):
         )
         pairs = FilePairs.of(find(folder / "clean"), target, recipe, limit=3)
         found[label] = attribute(base, target, pairs, label=label, steps=8)
+        found[label].save(folder / f"raw-{label}.safetensors")
     for label, scores in contrasted(found).items():
         scores.save(folder / f"{label}.safetensors")
     return folder
@@ -120,6 +122,54 @@ def test_an_interrupted_attribution_is_resumed_on_demand_only(run, site, nets, t
     assert code == 0, err
     assert torch.equal(FilterScores.load(whole).values, FilterScores.load(out_file).values)
     assert not list(tmp_path.glob("*.partial.*"))
+
+
+@pytest.mark.parametrize("sample", ["0.png", "2.png"])
+def test_ctrl_c_says_where_the_work_is_and_how_to_go_on(run, site, nets, tmp_path, monkeypatch, sample):
+    read, out_file = FilePairs.pair, tmp_path / "noise.safetensors"
+    words = ("--data", site / "clean", "--degrade", "gaussian", "--limit", 3, "--steps", 1, "-o", out_file)
+
+    def stopped(self, asked):
+        if asked.name == sample:
+            raise KeyboardInterrupt
+        return read(self, asked)
+
+    monkeypatch.setattr(FilePairs, "pair", stopped)
+    code, out, err = run("faig", "attribute", *nets, *words)
+    assert code == 130 and not out
+    (line,) = (line for line in err.splitlines() if "interrupted" in line)
+    # Nothing is written before the first two images are read, on which steps may be looked for.
+    if sample == "0.png":
+        assert line == "interrupted; nothing was done that could be kept"
+        return
+    assert str(tmp_path / "noise.partial.safetensors") in line and "--resume" in line
+    monkeypatch.undo()
+    assert run("faig", "attribute", *nets, *words, "--resume")[0] == 0 and out_file.exists()
+
+
+def test_a_folder_is_no_output_and_nothing_is_computed_for_it(run, site, nets, tmp_path):
+    words = ("--data", site / "clean", "--degrade", "gaussian", "-o", tmp_path, "--overwrite")
+    code, _, err = run("faig", "attribute", *nets, *words)
+    assert code == 2 and f"{tmp_path} is a folder" in err and "clean images" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tag_without_a_backbone_asks_for_the_backbone(run, site, nets, tmp_path):
+    words = ("--base", "denoise", *nets[2:], "--data", site / "clean", "--degrade", "gaussian")
+    code, _, err = run("faig", "attribute", *words, "-o", tmp_path / "x.safetensors")
+    assert code == 2 and "error: --base: denoise is no file" in err
+    assert "name the backbone with -b, as -b nafnet" in err
+
+
+def test_damaged_scores_are_told_by_inspect(run, site, tmp_path):
+    damaged = tmp_path / "damaged.safetensors"
+    save_file({"scores": torch.zeros(3)}, damaged, {"format": "restorekit.filter-scores/1"})
+    code, out, err = run("faig", "inspect", damaged)
+    assert code == 2 and not out and f"the metadata of {damaged} are damaged: KeyError: 'table'" in err
+    whole = FilterScores.load(site / "noise.safetensors")
+    replace(whole, details={"completeness": {"change": 1.0}}).save(damaged)
+    code, out, err = run("faig", "inspect", damaged)
+    assert code == 2 and not out and "the completeness of noise is damaged" in err
 
 
 @pytest.mark.parametrize("method", ["ig", "delta", "gradxdelta", "random"])
@@ -199,6 +249,14 @@ def test_a_strip_and_a_map_are_drawn(run, site, nets, tmp_path):
     assert code == 0 and 0 <= json.loads(out)["noise (faig)"]["depth"] <= 1
 
 
+@pytest.mark.parametrize("shares", ["nan,1", "0,inf", "0:inf:3", "nan:1:2", "0:1:0", "0:1:-2", "", "1e400"])
+def test_shares_that_are_no_finite_numbers_draw_no_strip(run, site, nets, tmp_path, shares):
+    picture = tmp_path / "strip.png"
+    words = (site / "noise.safetensors", site / "clean" / "0.png", *nets, f"--shares={shares}", "-o", picture)
+    code, out, err = run("faig", "modulate", *words)
+    assert code == 2 and f"--shares: {shares!r} is no grid" in err and not out and not picture.exists()
+
+
 def test_overlap_names_degradations(run, site, nets):
     files = (site / "noise.safetensors", site / "blur.safetensors")
     recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")
@@ -213,6 +271,53 @@ def test_overlap_names_degradations(run, site, nets):
     assert facts["accuracy"]["noise"] >= 0.8 and facts["tested"] == 5
     (named,) = facts["images"].values()
     assert "noise" in named["degradations"] and named["overlaps"]["noise"] > facts["thresholds"]["noise"]
+
+
+@pytest.fixture
+def telling(site, nets):
+    """What ``overlap`` needs beside scores, at its least."""
+    recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")
+    counts = ("--fit", 2, "--limit", 3, "--ratio", 0.05, "--steps", 1, "--json")
+    return (*nets, "--data", site / "clean", *recipes, *counts)
+
+
+def test_overlap_contrasts_raw_scores_and_leaves_contrasted_ones_alone(run, site, telling):
+    raw, done = ([site / f"{kind}{label}.safetensors" for label in RECIPES] for kind in ("raw-", ""))
+    code, out, err = run("faig", "overlap", *raw, *telling)
+    assert code == 0 and "contrasted with each other: noise, blur" in err
+    code, same, err = run("faig", "overlap", *done, *telling)
+    assert code == 0 and "contrasted" not in err and json.loads(out) == json.loads(same)
+    assert json.loads(out)["tested"] == 1
+
+
+def test_overlap_refuses_scores_that_are_contrasted_with_nothing(run, site, telling, tmp_path):
+    noise, raw = site / "noise.safetensors", site / "raw-blur.safetensors"
+    code, out, err = run("faig", "overlap", noise, raw, *telling)
+    assert code == 2 and not out and f"{raw}: its scores are not contrasted" in err and f"{noise} are" in err
+    assert f"restorekit faig contrast {raw} OTHERS" in err
+    code, out, err = run("faig", "overlap", raw, *telling)
+    assert code == 2 and not out and f"restorekit faig contrast {raw} OTHERS" in err
+    same = replace(FilterScores.load(raw), label="noise").save(tmp_path / "same.safetensors")
+    code, out, err = run("faig", "overlap", same, raw, *telling)
+    assert code == 2 and not out and "no filter is special to noise" in err
+
+
+def test_overlap_refuses_two_files_or_two_recipes_of_one_label(run, site, telling, tmp_path):
+    noise = site / "noise.safetensors"
+    again = FilterScores.load(noise).save(tmp_path / "again.safetensors")
+    code, out, err = run("faig", "overlap", noise, site / "blur.safetensors", again, *telling)
+    assert code == 2 and not out and f"{noise} and {again} are both scores of noise" in err
+    code, out, err = run("faig", "overlap", noise, *telling, "--degrade", "noise=gaussian")
+    assert code == 2 and not out and "--degrade: noise stands there twice" in err
+
+
+def test_a_missing_image_is_told_before_any_is_scored(run, site, telling, monkeypatch):
+    scored = []
+    monkeypatch.setattr("restorekit.analysis.protocols.overlap.ImageScorer.__call__", scored.append)
+    files = [site / f"{label}.safetensors" for label in RECIPES]
+    for image, message in (("nowhere.png", "nowhere.png"), (site / "noise.yaml", "noise.yaml")):
+        code, out, err = run("faig", "overlap", *files, *telling, "--image", image)
+        assert code == 2 and message in err and not out and not scored
 
 
 def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):
@@ -243,6 +348,33 @@ def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):
     assert not out_file.exists()
 
 
+@pytest.mark.parametrize("command", ["retrain", "mask-drop", "modulate", "map", "overlap", "inspect"])
+def test_a_ratio_below_one_filter_is_refused_before_anything_is_computed_or_written(
+    run, site, nets, tmp_path, command
+):
+    out_file, scores = tmp_path / "out.safetensors", site / "noise.safetensors"
+    data, noise = ("--data", site / "clean"), ("--degrade", "gaussian")
+    words = {
+        "retrain": (scores, *nets[:2], *data, *noise, "--steps", 2, "-o", out_file),
+        "mask-drop": (scores, *nets, *data, *noise),
+        "modulate": (scores, site / "clean" / "0.png", *nets, "-o", out_file),
+        "map": (scores, "-o", out_file),
+        "overlap": (scores, *nets, *data, "--degrade", "noise=gaussian", "--fit", 2),
+        "inspect": (scores,),
+    }[command]
+    code, out, err = run("faig", command, *words, "--ratio", 0.0001)
+    assert code == 2 and not out and not out_file.exists(), err
+    assert "a ratio of 0.0001 of 792 filters is less than one filter" in err
+    assert "use a ratio of 0.00127 or more" in err
+
+
+def test_facts_of_a_network_of_few_filters_are_shown_by_a_single_one(run, tmp_path):
+    table = FilterTable.of(torch.nn.Conv2d(3, 3, 3))
+    scores = FilterScores(table, torch.arange(9.0), "faig", "rain", "b" * 64)
+    code, out, err = run("faig", "inspect", scores.save(tmp_path / "few.safetensors"), "--json")
+    assert code == 0 and json.loads(out)["layers"]["weight"]["chosen"] == 1, err
+
+
 def test_scores_of_another_network_are_refused(run, site, tmp_path):
     other = backbones["srresnet"].load()(width=8, blocks=2, scale=1)
     facts = {COMPONENT_KEY: "srresnet", PARAMS_KEY: json.dumps({"width": 8, "blocks": 2, "scale": 1})}
@@ -251,6 +383,33 @@ def test_scores_of_another_network_are_refused(run, site, tmp_path):
     data = ("--data", site / "clean", "--degrade", "gaussian")
     code, _, err = run("faig", "mask-drop", site / "noise.safetensors", *words, *data)
     assert code == 2 and "its filters are of another network: conv_first.weight" in err
+
+
+@pytest.mark.parametrize("command", ["contrast", "retrain", "mask-drop", "modulate", "map", "overlap"])
+def test_scores_of_another_base_are_refused_unless_they_are_meant(run, site, nets, tmp_path, command):
+    noise, blur = (FilterScores.load(site / f"{label}.safetensors") for label in ("noise", "blur"))
+    other = replace(blur, base="0123456789abcdef" * 4).save(tmp_path / "blur.safetensors")
+    out_file = tmp_path / ("out.safetensors" if command in ("contrast", "retrain") else "out.png")
+    data = ("--data", site / "clean", "--ratio", 0.05)
+    words = {
+        "contrast": (site / "noise.safetensors", other, "-o", out_file),
+        "retrain": (
+            *(other, *nets[:2], *data, "--degrade", "gaussian", "-o", out_file),
+            *("--steps", 1, "--batch", 1, "--patch", 8),
+        ),
+        "mask-drop": (other, *nets, *data, "--degrade", "gaussian", "--limit", 1, "--random", 0),
+        "modulate": (other, site / "clean" / "0.png", *nets, "--shares", "0,1", "-o", out_file),
+        "map": (site / "noise.safetensors", other, "-o", out_file),
+        "overlap": (
+            *(site / "noise.safetensors", other, *nets, *data, "--steps", 1, "--fit", 1, "--limit", 2),
+            *("--degrade", "noise=gaussian", "--degrade", "blur=gaussian_blur"),
+        ),
+    }[command]
+    code, out, err = run("faig", command, *words)
+    assert code == 2 and not out and not out_file.exists(), err
+    assert noise.base[:16] in err and "0123456789abcdef" in err and "--other-base" in err
+    code, out, err = run("faig", command, *words, "--other-base")
+    assert code == 0 and out, err
 
 
 def test_enlarging_networks_get_reduced_images_and_clean_ones_of_the_right_size(site, tmp_path):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from restorekit.errors import RestoreKitError, WeightsError
-from restorekit.filters import FilterScores, FilterTable, fingerprint, select
+from restorekit.analysis import contrasted
+from restorekit.errors import ConfigError, OutputError, RestoreKitError, WeightsError
+from restorekit.filters import FilterScores, FilterTable, FilterTensor, fingerprint, least_ratio, select
 from restorekit.registry import backbones
 
 
@@ -132,6 +137,33 @@ def test_ratios_outside_the_unit_interval_are_refused(ratio):
         select(table, torch.zeros(28), ratio)
 
 
+def test_a_choice_of_nothing_is_refused_with_the_least_ratio_that_chooses_one():
+    table = FilterTable.of(small())
+    values = torch.zeros(28)
+    values[12] = 1.0
+    for ratio, words, least in (
+        (0.03, {"budget": "filters"}, 0.0358),
+        (0.09, {"budget": "parameters"}, 0.0977),
+        (0.08, {"budget": "filters", "scope": "layer"}, 0.0834),
+        (0.01, {"budget": "filters", "share": 0.5}, 0.0358),
+    ):
+        message = rf"a ratio of {ratio} of 28 filters is less than one filter[\s\S]*use a ratio of {least} or"
+        with pytest.raises(RestoreKitError, match=message):
+            select(table, values, ratio, **words)
+        assert len(select(table, values, least, **words)) >= 1
+    with pytest.raises(RestoreKitError, match="less than one filter"):
+        scores(values, table).overlap(scores(values, table, "snow"), 0.01)
+
+
+@pytest.mark.parametrize("budget", ["filters", "parameters"])
+def test_the_least_ratio_chooses_one_filter_however_many_there_are(budget):
+    for count in [*range(1, 400), 1000, 3 * 5003, 151_936]:
+        table = FilterTable("kernel", (FilterTensor("w", (count, 1, 3, 3), count, 9, 0),))
+        values = torch.zeros(count)
+        chosen = select(table, values, least_ratio(table, values, budget=budget), budget=budget)
+        assert 1 <= len(chosen) <= 1 + count // 99, count
+
+
 def test_scores_that_are_no_numbers_or_of_another_network_are_refused():
     table = FilterTable.of(small())
     with pytest.raises(RestoreKitError, match="1 filters have a score that is no number"):
@@ -157,6 +189,56 @@ def test_other_files_are_no_scores(tmp_path):
         FilterScores.load(tmp_path / "y.safetensors")
     with pytest.raises(WeightsError, match="restorekit faig"):
         FilterScores.load(tmp_path / "missing.safetensors")
+
+
+def test_scores_of_different_bases_are_contrasted_on_purpose_only():
+    table = FilterTable.of(small())
+    one, other = scores(torch.ones(28), table), replace(scores(torch.zeros(28), table, "snow"), base="c" * 64)
+    with pytest.raises(RestoreKitError, match=r"rain are for the base b{16}, those of snow for c{16}"):
+        one.minus(other)
+    with pytest.raises(RestoreKitError, match=r"snow are for the base c{16}, those of rain"):
+        contrasted({"snow": other, "rain": one})
+    assert torch.equal(one.minus(other, other_base=True).values, one.values)
+    assert contrasted({"snow": other, "rain": one}, other_base=True)["snow"].base == "c" * 64
+
+
+def test_scores_whose_metadata_are_damaged_are_no_scores(tmp_path):
+    path = scores(torch.zeros(28), FilterTable.of(small())).save(tmp_path / "rain.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    damages = [{key: None} for key in ("table", "label", "base", "details")]
+    damages += [{"table": "{"}, {"table": "[]"}, {"table": json.dumps({"unit": "kernel", "tensors": []})}]
+    damages += [{"details": "[1]"}, {"table": json.dumps(FilterTable.of(nn.Conv2d(3, 3, 3)).to_json())}]
+    for damage in damages:
+        damaged = {key: value for key, value in {**facts, **damage}.items() if value is not None}
+        save_file({"scores": torch.zeros(28)}, path, damaged)
+        with pytest.raises(WeightsError, match=r"the metadata of .*rain\.safetensors are damaged"):
+            FilterScores.load(path)
+
+
+def test_scores_that_cannot_be_written_say_where(tmp_path):
+    made = scores(torch.zeros(28), FilterTable.of(small()))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "missing" / "x.safetensors", tmp_path / "file" / "x", tmp_path / "folder"):
+        with pytest.raises(OutputError, match=rf"{path} cannot be written"):
+            made.save(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_unknown_words_are_refused_with_the_known_ones():
+    network = small()
+    table = FilterTable.of(network)
+    made = scores(torch.ones(28), table)
+    for call, message in (
+        (lambda: FilterTable.of(network, "foo"), "unit: is 'foo'"),
+        (lambda: FilterTable.of(network, "kernels"), "did you mean 'kernel'"),
+        (lambda: made.top(0.5, budget="filter"), "did you mean 'filters'"),
+        (lambda: made.top(0.5, scope="layers"), "did you mean 'layer'"),
+        (lambda: made.minus(made, against="foo"), "use one of mean, max"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            call()
 
 
 def test_contrast_overlap_and_sums_of_layers():

@@ -159,7 +159,8 @@ def attribute(
         ImageError: a pair does not fit; it is named. Or there are fewer than the checkpoint has.
         WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
         OutputError: the checkpoint cannot be written.
-        RestoreKitError: no images, nothing differs, or a loss or a gradient is not finite: it is named.
+        RestoreKitError: the unit, the rule, the loss or the number of steps is unknown, there are no images,
+            nothing differs, or a loss or a gradient is not finite: it is named.
     """
     model = network_of(target, base)
     table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
@@ -183,7 +184,9 @@ def attribute(
     if not sums.steps:
         first = list(islice(checked, _PROBES))
         checked = chain(first, checked)
-        sums.steps = _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else steps
+        sums.steps = (
+            _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else int(steps)
+        )
         sums.save(checkpoint)
     places = points(rule, sums.steps)
     count.begin(sums.steps, sums.images)

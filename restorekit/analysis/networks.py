@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from restorekit.building import build
-from restorekit.catalog import COMPONENT_KEY, find
+from restorekit.catalog import COMPONENT_KEY, HUB, find
 from restorekit.config import ComponentRef
 from restorekit.contracts import Backbone
 from restorekit.download import ensure
@@ -27,15 +28,23 @@ def load_backbone(
         where: what errors call it.
 
     Raises:
-        ConfigError: no name is given and the file says none.
+        ConfigError: no name is given, and the file says none or there is no file.
         UnknownComponentError: there is no such backbone.
         WeightsError: the weights are missing, or do not fit.
     """
+    if not name and not weights.startswith(HUB) and not Path(weights).is_file():
+        raise ConfigError(
+            where,
+            f"{weights} is no file, and whose tag it could be is not said",
+            "name the backbone with -b, as -b nafnet, or check the path",
+        )
     checkpoint = ensure(find(name, weights))
     name = name or checkpoint.metadata().get(COMPONENT_KEY, "")
     if not name:
         raise ConfigError(
-            where, f"{weights} does not say which backbone it belongs to", "name it: -b BACKBONE"
+            where,
+            f"{weights} does not say which backbone it belongs to",
+            "name the backbone with -b, as -b nafnet",
         )
     ref = ComponentRef(name=name, params=params, weights=weights)
     part = Part(where, "backbone", backbones[name], ref, checkpoint)

@@ -17,6 +17,7 @@ from restorekit.tiling import pad_to_multiple
 
 # Weights of red, green and blue in luma (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
+_PAIR = "give (degraded, clean) or (degraded, clean, name), each image as (C, H, W) or (1, C, H, W)"
 
 
 class Pair(NamedTuple):
@@ -43,8 +44,15 @@ def pairs_of(pairs: Iterable[Sequence[Any]], network: Backbone) -> Iterator[Pair
     Raises:
         ImageError: a pair does not fit itself or the network; it is named.
     """
-    for number, (degraded, clean, *rest) in enumerate(pairs, 1):
+    for number, given in enumerate(pairs, 1):
+        try:
+            degraded, clean, *rest = given
+        except (TypeError, ValueError) as error:
+            raise ImageError(f"image {number} is no pair: {error}", _PAIR) from error
         name = str(rest[0]) if rest else f"image {number}"
+        for image in (degraded, clean):
+            if not isinstance(image, Tensor):
+                raise ImageError(f"{name}: {type(image).__name__} is given instead of a tensor", _PAIR)
         one, other = (image[None] if image.dim() == 3 else image for image in (degraded, clean))
         for image, what, channels in (
             (one, "degraded", network.channels),

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from restorekit.analysis.attribution import Count, Progress, Sums, attribute
 from restorekit.analysis.pairs import Pair, pairs_of, restored
-from restorekit.analysis.rules import Rule
+from restorekit.analysis.rules import Rule, check_steps
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores, FilterTable, Unit
@@ -109,6 +109,8 @@ def rank(
                 "use faig, which goes along the weights",
             )
         steps = 100 if steps == "auto" else steps
+        check_steps(steps)
+        steps = int(steps)
         walk = Walk(base, target, table, torch.device(device) if device is not None else None)
         facts = {"method": method, "table": table.to_json(), "label": label, **marks, "asked": str(steps)}
         sums = Sums.begun(checkpoint, facts)

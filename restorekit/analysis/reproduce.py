@@ -228,6 +228,8 @@ class _Seed:
                 if not path.exists():
                     self._rank(method, label, base, target, self._inputs(label, images), path)
                 own[label] = FAIGResult.load(path) if method == "faig" else FilterScores.load(path)
+                # Weights that were trained again elsewhere are others: what lies there is not theirs.
+                own[label].check_base(base.state_dict(), f"the baseline of {self.folder}")
         # Only FAIG eliminates what matters for both; the others rank as they were compared in the paper.
         return {**found, "faig": contrasted(found["faig"])}
 

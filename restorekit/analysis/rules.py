@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from numbers import Integral
 from typing import Literal, get_args
 
 import numpy as np
@@ -26,12 +27,11 @@ def points(rule: Rule, steps: int) -> tuple[tuple[float, float], ...]:
         steps: how many places.
 
     Raises:
-        RestoreKitError: the rule is unknown, or there are no steps.
+        RestoreKitError: the rule is unknown, there are no steps, or they are no whole number.
     """
     if rule not in RULES:
         raise RestoreKitError(f"no rule called {rule!r}; rules: {', '.join(RULES)}", "use mid")
-    if steps < 1:
-        raise RestoreKitError(f"a path of {steps} steps cannot be walked", "use 1 or more")
+    check_steps(steps)
     if rule == "gauss":
         places, weights = np.polynomial.legendre.leggauss(steps)
         return tuple(
@@ -39,6 +39,19 @@ def points(rule: Rule, steps: int) -> tuple[tuple[float, float], ...]:
         )
     offset = 0.5 if rule == "mid" else 0.0
     return tuple(((step + offset) / steps, 1 / steps) for step in range(steps))
+
+
+def check_steps(steps: object) -> None:
+    """Refuse what is no number of steps.
+
+    Raises:
+        RestoreKitError: it is no whole number of 1 or more.
+    """
+    if not isinstance(steps, Integral) or steps < 1:
+        raise RestoreKitError(
+            f"a path of {steps if isinstance(steps, Integral) else repr(steps)} steps cannot be walked",
+            "use a whole number of 1 or more, or auto where steps are looked for",
+        )
 
 
 def spans(places: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,10 +27,10 @@ from restorekit.cli.faiginputs import (
     Limit,
     LossName,
     MethodName,
+    OtherBase,
     Output,
     Overwrite,
     Params,
-    Ratio,
     Raw,
     Resume,
     Rule,
@@ -45,8 +45,8 @@ from restorekit.cli.faiginputs import (
     kind_name,
     two_networks,
 )
-from restorekit.cli.output import AsJson, Device, say, say_json, table
-from restorekit.errors import ConfigError, OutputError
+from restorekit.cli.output import AsJson, Device, note, say, say_json, table
+from restorekit.errors import ConfigError, OutputError, WeightsError
 
 if TYPE_CHECKING:
     from restorekit.filters import FilterScores
@@ -225,7 +225,7 @@ def _rank(asked: _Request) -> None:
     from restorekit.analysis.rankers import rank as score
 
     pairs = file_pairs(found, networks[1], recipe, asked.seed, asked.crop, asked.limit) if found else ()
-    with _progress(label, asked.method) as report:
+    with _kept(partial), _progress(label, asked.method) as report:
         scores = score(
             asked.method,
             *networks,
@@ -270,6 +270,7 @@ def contrast(
     others: Annotated[list[Path], typer.Argument(help="Scores of the other degradations.")],
     output: Output,
     against: Annotated[Literal["mean", "max"], typer.Option(help="What is made of several others.")] = "mean",
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Subtract the scores of other degradations, which leaves what is special to one."""
@@ -277,22 +278,30 @@ def contrast(
 
     check_free(output, overwrite)
     first, *rest = (FilterScores.load(path) for path in (scores, *others))
-    say(str(first.minus(*rest, against=against).save(output)))
+    say(str(first.minus(*rest, against=against, other_base=other_base).save(output)))
 
 
 @app.command()
 def inspect(
     scores: ScoreFile,
-    ratio: Ratio = 0.01,
+    ratio: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the filters that is chosen.", show_default="0.01, or a single filter"
+        ),
+    ] = None,
     budget: Budget = "filters",
     layers: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Show what a file of scores says: facts, and the share of each layer."""
-    from restorekit.filters import FilterScores
+    from restorekit.filters import FilterScores, least_ratio
 
     found = FilterScores.load(scores)
     facts = _facts(found)
+    if ratio is None:
+        # A small network shows its facts too, where a hundredth of it is nothing.
+        ratio = max(0.01, least_ratio(found.table, found.values, budget=budget))
     sums = {name: float(part.clamp(min=0).sum()) for name, part in found.table.split(found.values).items()}
     whole = sum(sums.values()) or 1.0
     chosen = found.table.chosen(found.top(ratio, budget=budget))
@@ -339,8 +348,14 @@ def _facts(scores: FilterScores) -> dict[str, Any]:
 
     details = dict(scores.details)
     if "completeness" in details:
-        parts = Completeness(**details["completeness"])
-        details["completeness"] = {**details["completeness"], "unattributed": parts.unattributed}
+        try:
+            parts = Completeness(**details["completeness"])
+        except TypeError as error:
+            raise WeightsError(
+                f"the completeness of {scores.label} is damaged: {error}",
+                "make the scores again with `restorekit faig`",
+            ) from error
+        details["completeness"] = {**asdict(parts), "unattributed": parts.unattributed}
     return {
         "label": scores.label,
         "method": scores.method,
@@ -357,6 +372,19 @@ def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise ConfigError("--steps", f"{text!r} is neither auto nor a number above 0", "write --steps 16")
     return int(text)
+
+
+@contextmanager
+def _kept(partial: Path | None) -> Iterator[None]:
+    """Say on Ctrl-C where the work is, and how to go on with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if partial and partial.exists():
+            note(f"interrupted; {partial} keeps what is done: go on with the same command and --resume")
+        else:
+            note("interrupted; nothing was done that could be kept")
+        raise
 
 
 @contextmanager

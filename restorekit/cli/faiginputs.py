@@ -53,6 +53,9 @@ ScoreFile = Annotated[Path, typer.Argument(help="Scores of filters, as `attribut
 ScoreFiles = Annotated[
     list[Path], typer.Argument(help="Scores of filters, as `attribute` and `rank` write them.")
 ]
+OtherBase = Annotated[
+    bool, typer.Option("--other-base", help="Take scores that are for another base, on purpose.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace outputs that exist.")]
 Steps = Annotated[str, typer.Option(help="Gradients for each image: a number, or auto.")]
 Rule = Annotated[Literal["mid", "left", "gauss"], typer.Option(help="How the path is walked.")]
@@ -75,7 +78,9 @@ BLIND = ("delta", "random")
 
 
 def check_free(path: Path, overwrite: bool) -> None:
-    """Refuse an output that exists before anything is computed."""
+    """Refuse an output that exists, or is a folder, before anything is computed."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder", "name a file in it with -o")
     if path.exists() and not overwrite:
         raise OutputError(f"{path} exists", "add --overwrite, or change -o")
     ensure_writable(path.parent)
@@ -138,12 +143,13 @@ def file_pairs(
     return FilePairs.of(found, network, recipe, seed=seed, crop=crop, limit=limit)
 
 
-def read_scores(paths: Sequence[Path], network: Backbone) -> list[FilterScores]:
-    """Read scores and compare their filters with those of the network."""
-    from restorekit.filters import FilterScores
+def read_scores(paths: Sequence[Path], base: Backbone, other_base: bool) -> list[FilterScores]:
+    """Read scores; refuse those of other filters than the base has, and of another base if not meant."""
+    from restorekit.filters import FilterScores, fingerprint
 
     read = [FilterScores.load(path) for path in paths]
-    own = {name: tuple(value.shape) for name, value in network.named_parameters()}
+    own = {name: tuple(value.shape) for name, value in base.named_parameters()}
+    mark = fingerprint(base.state_dict())
     for path, one in zip(paths, read, strict=True):
         wrong = [tensor for tensor in one.table if own.get(tensor.name) != tensor.shape]
         if wrong:
@@ -154,6 +160,12 @@ def read_scores(paths: Sequence[Path], network: Backbone) -> list[FilterScores]:
             )
         if one.table != read[0].table:
             raise ConfigError(str(path), f"its filters are not those of {paths[0]}", "use one --unit")
+        if one.base != mark and not other_base:
+            raise ConfigError(
+                str(path),
+                f"its scores are for the base {one.base[:16]}, --base is {mark[:16]}",
+                "give the base that they were made from, in the same precision, or add --other-base",
+            )
     return read
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,6 +20,7 @@ from restorekit.cli.faiginputs import (
     Degrade,
     Layout,
     Limit,
+    OtherBase,
     Output,
     Overwrite,
     Params,
@@ -35,13 +38,16 @@ from restorekit.cli.faiginputs import (
     save_picture,
     two_networks,
 )
-from restorekit.cli.output import AsJson, Device, counting, say, say_json, table
+from restorekit.cli.output import AsJson, Device, counting, note, say, say_json, table
 from restorekit.config import check, read_yaml, with_settings
 from restorekit.errors import ConfigError
 from restorekit.files import Marks
 
 if TYPE_CHECKING:
     import torch
+
+    from restorekit.degradations.spec import RecipeSpec
+    from restorekit.filters import FilterScores
 
 
 def mask_drop(
@@ -65,6 +71,7 @@ def mask_drop(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    other_base: OtherBase = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -78,7 +85,10 @@ def mask_drop(
     from restorekit.analysis import protocols
     from restorekit.filters import select
 
-    read = [(str(path), one) for path, one in zip(scores, read_scores(scores, networks[1]), strict=True)]
+    read = [
+        (str(path), one)
+        for path, one in zip(scores, read_scores(scores, networks[0], other_base), strict=True)
+    ]
     filters = read[0][1].table
     images = [pair.degraded for pair in file_pairs(found, networks[1], recipe, seed, crop, limit)]
     choices: dict[tuple[float, str], tuple[str, str, torch.Tensor]] = {}
@@ -149,6 +159,7 @@ def retrain(
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
     patch: Annotated[int, typer.Option(min=1, help="Side of degraded patches in pixels.")] = 32,
     seed: Seed = 0,
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -164,12 +175,12 @@ def retrain(
     from restorekit.training.data import Batches, load_source
     from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
 
-    found = read_scores([scores], network)[0]
+    found = read_scores([scores], network, other_base)[0]
+    chosen = found.top(ratio, budget=budget)
     stage = StageSpec(steps=steps, patch=patch, batch=batch)
     source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
     batches = Batches(source, recipe, seed, AugmentSpec(), network.channels, network.scale)
     batches.check([stage])
-    chosen = found.top(ratio, budget=budget)
     losses: list[float] = []
     with counting("retraining", steps) as done:
 
@@ -219,6 +230,7 @@ def modulate(
         typer.Option(help="Shares of the target in the chosen filters: LOW:HIGH:COUNT, or a list by commas."),
     ] = "0:1.5:16",
     crop: Crop = 0,
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
 ) -> None:
@@ -231,7 +243,7 @@ def modulate(
     from restorekit.analysis.images import FilePairs
     from restorekit.datasets import Sample
 
-    found = read_scores([scores], networks[1])[0]
+    found = read_scores([scores], networks[0], other_base)[0]
     # The image stands for a pair of a network that keeps the size: it is only read and cut.
     files = FilePairs((), networks[1].channels, 1, None, 0, crop)
     degraded = files.pair(Sample(image.name, image, image)).degraded
@@ -246,6 +258,7 @@ def draw_map(
     output: Output,
     ratio: Ratio = 0.01,
     budget: Budget = "filters",
+    other_base: OtherBase = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -257,9 +270,16 @@ def draw_map(
     read = [FilterScores.load(path) for path in scores]
     if any(one.table != read[0].table for one in read):
         raise ConfigError("faig map", "the files are of different networks or units", "draw them apart")
+    for path, one in zip(scores, read, strict=True):
+        if one.base != read[0].base and not other_base:
+            raise ConfigError(
+                str(path),
+                f"its scores are for the base {one.base[:16]}, those of {scores[0]} for {read[0].base[:16]}",
+                "draw them apart, or add --other-base",
+            )
     labels = [f"{one.label} ({one.method})" for one in read]
     if len(set(labels)) < len(labels):
-        labels = [f"{label} {path.stem}" for label, path in zip(labels, scores, strict=True)]
+        labels = [f"{label} {path}" for label, path in zip(labels, scores, strict=True)]
     chosen = {label: one.top(ratio, budget=budget) for label, one in zip(labels, read, strict=True)}
     found = distributions(read[0].table, chosen)
     save_picture(distribution_map(read[0].table, chosen), output, overwrite, quiet=as_json)
@@ -291,11 +311,19 @@ def overlap(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    other_base: OtherBase = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Tell degradations by the filters an image excites; accuracy on the images left over."""
-    recipes = dict(labelled(text) for text in degrade)
+    """Tell degradations by the filters an image excites; accuracy on the images left over.
+
+    Scores as ``attribute`` writes them are contrasted with each other first.
+    """
+    recipes: dict[str, RecipeSpec] = {}
+    for label, recipe in map(labelled, degrade):
+        if label in recipes:
+            raise ConfigError("--degrade", f"{label} stands there twice", "give one recipe for each label")
+        recipes[label] = recipe
     found = find_dataset(data, "clean", next(iter(recipes.values())))
     networks = two_networks(backbone, params, base, target, device)
 
@@ -304,7 +332,10 @@ def overlap(
     from restorekit.datasets import Sample
     from restorekit.degradations.spec import RecipeSpec
 
-    discovered = {one.label: one for one in read_scores(scores, networks[1])}
+    discovered = _discovered(scores, read_scores(scores, networks[0], other_base), other_base)
+    # Refused before images are scored, not after.
+    for one in discovered.values():
+        one.top(ratio, budget="filters")
     if discovered.keys() != recipes.keys():
         raise ConfigError(
             "--degrade",
@@ -318,6 +349,8 @@ def overlap(
             f"{len(samples)} images leave none to test beside {fit} to fit",
             "give more images, or lower --fit",
         )
+    single = FilePairs((), networks[1].channels, 1, None, seed, crop)
+    shown = {str(path): single.pair(Sample(path.name, path, path)).degraded for path in image or []}
     score = protocols.ImageScorer(*networks, next(iter(discovered.values())).table, steps=steps)
     kinds = {"": RecipeSpec.model_validate("clean"), **recipes}
     told: list[tuple[Any, set[str]]] = []
@@ -331,10 +364,9 @@ def overlap(
     classifier = protocols.fit_overlap(discovered, told[:fitted], ratio)
     accuracy = classifier.accuracy(told[fitted:])
     named: dict[str, Any] = {}
-    for path in image or []:
-        files = FilePairs((), networks[1].channels, 1, None, seed, crop)
-        own = score(files.pair(Sample(path.name, path, path)).degraded)
-        named[str(path)] = {
+    for name, degraded in shown.items():
+        own = score(degraded)
+        named[name] = {
             "degradations": sorted(classifier.degradations(own)),
             "overlaps": classifier.overlaps(own),
         }
@@ -407,15 +439,63 @@ def reproduce(
     say(str(folder / "page.md"))
 
 
+def _discovered(
+    paths: Sequence[Path], read: Sequence[FilterScores], other_base: bool
+) -> dict[str, FilterScores]:
+    """Return scores by label, contrasted; files that are contrasted already stay as they are."""
+    from restorekit.analysis.contrast import contrasted
+
+    homes: dict[str, Path] = {}
+    for path, one in zip(paths, read, strict=True):
+        if one.label in homes:
+            raise ConfigError(
+                "faig overlap",
+                f"{homes[one.label]} and {path} are both scores of {one.label}",
+                "give one file for each degradation; another name is given by attribute --label",
+            )
+        homes[one.label] = path
+    found = {one.label: one for one in read}
+    raw = [label for label, one in found.items() if "minus" not in one.details]
+    if not raw:
+        return found
+    if len(found) == 1 or len(raw) < len(found):
+        first = homes[raw[0]]
+        raise ConfigError(
+            str(first),
+            "its scores are not contrasted with those of other degradations"
+            + (
+                f", and those of {homes[(found.keys() - set(raw)).pop()]} are"
+                if len(raw) < len(found)
+                else ""
+            ),
+            "give the scores of all degradations as `attribute` writes them, or make it with"
+            f" `restorekit faig contrast {first} OTHERS -o FILE`",
+        )
+    special = contrasted(found, other_base=other_base)
+    for label, one in special.items():
+        if not bool(one.values.any()):
+            raise ConfigError(
+                str(homes[label]),
+                f"its scores are those of the others: no filter is special to {label}",
+                "give scores that look at images, as `attribute` writes them",
+            )
+    note(f"contrasted with each other: {', '.join(special)}")
+    return special
+
+
 def _grid(text: str) -> list[float]:
     try:
         if ":" in text:
             low, high, count = text.split(":")
             number = int(count)
             ends = float(low), float(high)
-            return [ends[0] + (ends[1] - ends[0]) * step / max(1, number - 1) for step in range(number)]
-        return [float(part) for part in text.split(",")]
+            shares = [ends[0] + (ends[1] - ends[0]) * step / max(1, number - 1) for step in range(number)]
+        else:
+            shares = [float(part) for part in text.split(",")]
+        if not shares or not all(map(math.isfinite, shares)):
+            raise ValueError(text)
     except ValueError as error:
         raise ConfigError(
             "--shares", f"{text!r} is no grid", "write 0:1.5:16, or numbers with commas as 0,0.5,1"
         ) from error
+    return shares

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import PIL.Image
@@ -45,9 +46,18 @@ def modulate(
 
     Returns:
         an image (1, C, H, W) for each share, not clipped.
+
+    Raises:
+        RestoreKitError: there are no shares, or one is not finite.
+        WeightsError: base and target are not of one architecture.
     """
     if not shares:
         raise RestoreKitError("there are no shares to blend by", "give at least one, as 0.5")
+    if not all(map(math.isfinite, shares)):
+        raise RestoreKitError(
+            f"filters cannot be blended by shares of {', '.join(f'{share:g}' for share in shares)}",
+            "give finite numbers",
+        )
     check_same(state_of(base), state_of(target), target)
     network = copy.deepcopy(target).eval()
     where, states = places(table, filters), (state_of(base), state_of(target))
