@@ -57,7 +57,9 @@ class Managed(Backbone):
         with turn(self.backbone):
             if self._mixer is None or self._own != own or not self._mixer.is_current:
                 deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
-                self._mixer, self._own = Mixer(self.backbone, deltas), own
+                # Where numbers stand serves inside and outside of inference mode, whichever asks first.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._mixer, self._own = Mixer(self.backbone, deltas), own
             return self._mixer
 
     # Coming and going.

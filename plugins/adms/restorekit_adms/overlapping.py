@@ -43,10 +43,12 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     # What inference mode made cannot take part in a gradient; copies can.
     with turn(backbone), torch.inference_mode(False), torch.enable_grad():
         frozen = {name: value.clone() for name, value in mixer.frozen().items()}
+        frozen |= {name: value.clone() for name, value in backbone.named_buffers() if value.is_inference()}
         degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()
         equal = torch.zeros(len(adapter.names), device=place.device)
         equal[routed] = 1 / len(routed)
-        mixture = torch.cat(mixer.values(equal)).detach().clone()
+        with torch.no_grad():
+            mixture = mixer.mixture(equal)
 
         def run(share: Tensor) -> Tensor:
             values = torch.split(mixture * share, mixer.sizes)

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from adms_cases import KINDS, adapter_of, bits, images, network_of, same
+from adms_cases import KINDS, SMALL, adapter_of, bits, images, network_of, same
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from restorekit.config import PipelineSpec
 from restorekit.contracts import Verdict
 from restorekit.errors import ConfigError, RestoreKitError
+from restorekit.image import Image
+from restorekit.pipeline import Pipeline
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_adms.adapter import Adms
 from restorekit_adms.classifier import Classifier, _details
+from restorekit_adms.routing import RouterChoice
 
 
 @pytest.fixture(autouse=True)
@@ -165,6 +170,39 @@ def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
         shares, source = adaptive.judge(x)
     assert source == "overlap" and shares.shape == (2, 2) and torch.allclose(shares.sum(1), torch.ones(2))
     assert same(bits(network), before)
+
+
+def test_router_by_overlap_says_the_same_wherever_the_network_was_moved_or_laid_out_anew():
+    network = network_of()
+    _, adaptive = adapter_of(network, router={"name": "overlap", "steps": 2})
+    x = images(network, 2)
+    expected = adaptive.judge(x)[0]
+    adaptive.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(adaptive.judge(x)[0], expected)
+        adaptive.double()
+        torch.testing.assert_close(adaptive.judge(x)[0], expected, check_dtype=False, atol=0.1, rtol=0)
+    with torch.enable_grad():
+        assert torch.allclose(adaptive.judge(x)[0].sum(1), torch.ones(2))
+
+
+def test_router_by_overlap_judges_in_a_pipeline(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    save_file(network.state_dict(), tmp_path / "base.safetensors")
+    weights = adapter.save(tmp_path / "adms.safetensors")
+    step = {
+        "name": "nafnet",
+        "params": SMALL["nafnet"],
+        "weights": str(tmp_path / "base.safetensors"),
+        "adapter": {"name": "adms", "weights": str(weights), "params": {"router": "overlap"}},
+    }
+    pipeline = Pipeline.build(PipelineSpec.load({"steps": [{"restore": step}]}), "cpu")
+    image = images(network)
+    verdict = pipeline(Image(image[0])).verdict
+    adapter.router = RouterChoice.of("overlap")
+    assert verdict.source == "overlap" and sum(verdict.shares.values()) == pytest.approx(1)
+    assert list(verdict.shares.values()) == pytest.approx(adaptive.judge(image)[0][0].tolist(), abs=1e-3)
 
 
 @pytest.mark.parametrize("router", ["clasifier", {"name": "oracle"}, {"name": "uniform", "label": "x"}, 3])
