@@ -31,7 +31,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
         RestoreKitError: there are filters of combined degradations alone, which no router chooses.
     """
     options = dict(network.adapter.router.options or {})
-    steps, ratio = int(options.get("steps", _STEPS)), float(options.get("ratio", _RATIO))
+    steps, ratio = options.get("steps", _STEPS), options.get("ratio", _RATIO)
     adapter, mixer, backbone = network.adapter, network.mixer, network.backbone
     routed = [index for index, name in enumerate(adapter.names) if name in adapter.routed]
     if not routed:
@@ -68,7 +68,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
         important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
         members = mixer.members(len(adapter.names))
         overlaps = torch.stack([important[members[index]].float().mean() for index in routed])
-    told = (overlaps / float(options.get("temperature", _TEMPERATURE))).softmax(0)
+    told = (overlaps / options.get("temperature", _TEMPERATURE)).softmax(0)
     shares = told.new_zeros(1, len(adapter.kinds))
     shares[0, routed] = told
     return shares
