@@ -24,6 +24,7 @@ from restorekit_adms.naming import unknown
 from restorekit_adms.network import Adaptive, Mode
 from restorekit_adms.parts import put_together
 from restorekit_adms.routing import Route, RouterChoice
+from restorekit_adms.sharing import check_own
 
 FORMAT = "restorekit.adms/1"
 
@@ -154,8 +155,10 @@ class Adms(Dedicated):
 
         Raises:
             WeightsError: the adapter was made for another base; both hashes are named.
-            RestoreKitError: the network has no filters, or nothing says which ones to take.
+            RestoreKitError: the network has no filters, or nothing says which ones to take, or another
+                network has merged its own into the base.
         """
+        check_own(backbone)
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
 from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, merged_by, turn, unmerged
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -45,6 +45,12 @@ class Managed(Backbone):
         # Weights by which filters are merged into the base, and what stood there before.
         self._merged: tuple[dict[str, float], Kept] | None = None
         _ = self.mixer
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a network that was copied; what it had merged stands in its own base."""
+        super().__setstate__(state)
+        if self._merged is not None:
+            merged_by(self.backbone, self)
 
     @property
     def mixer(self) -> Mixer:
@@ -187,12 +193,15 @@ class Managed(Backbone):
     ) -> None:
         """Write a fixed mixture into the base until ``unmerge_adapter``: all who share the base see it.
 
+        Other adaptive networks of this base refuse to run until then.
+
         Args:
             weights: as in ``set_adapter``; what was set there when not given.
             safe_merge: look first whether all of it is finite.
 
         Raises:
-            RestoreKitError: there is no one mixture, filters are merged already, or they are not finite.
+            RestoreKitError: there is no one mixture, filters are merged already, by this network or another
+                of this base, or they are not finite.
         """
         given = self._fixed if weights is None else self._read(weights)
         if given is None:
@@ -202,12 +211,14 @@ class Managed(Backbone):
             )
         with turn(self.backbone):
             self._check_unmerged()
+            check_own(self.backbone, self)
             kept = self.mixer.write(self._row(given), check=safe_merge)
             if kept is None:
                 raise RestoreKitError(
                     "the merged filters are not finite, nothing was merged", "train the adapter again"
                 )
             self._merged = given, kept
+            merged_by(self.backbone, self)
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
@@ -215,6 +226,7 @@ class Managed(Backbone):
             if self._merged is not None:
                 self._merged[1].put_back()
                 self._merged = None
+                unmerged(self.backbone)
 
     def merge_and_unload(
         self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
@@ -232,8 +244,13 @@ class Managed(Backbone):
                 self.unmerge_adapter()
 
     def unload(self) -> Backbone:
-        """Return the base as it was given."""
+        """Return the base as it was given.
+
+        Raises:
+            RestoreKitError: another network has merged filters into it.
+        """
         self.unmerge_adapter()
+        check_own(self.backbone, self)
         return self.backbone
 
     # What these share.

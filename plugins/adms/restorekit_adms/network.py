@@ -18,7 +18,7 @@ from restorekit_adms.managing import Managed
 from restorekit_adms.naming import unknown
 from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -45,7 +45,8 @@ class _Calls(nn.Module):
 class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
-    The base is shared with its other users and never written to; threads take turns at it. Without
+    The base is shared with its other users and written to by ``merge_adapter`` alone; threads take turns at
+    it, and while another network has filters merged into it, this one refuses to run. Without
     gradients it is lent a copy of its filters with the mixture in them; with gradients, or with mode
     ``soft``, it is run with other tensors in their place. A batch is run verdict by verdict (``group``, the
     default); ``merge`` and ``soft`` go image by image. All give the same up to rounding.
@@ -186,6 +187,7 @@ class Adaptive(Managed):
         """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
         # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
         with turn(self.backbone):
+            check_own(self.backbone, self)
             if self._off or self._merged is not None or not self.adapter.names:
                 return fn(images)
             if len(images) == 1:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from restorekit.errors import RestoreKitError
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, turn
 
 if TYPE_CHECKING:
     from restorekit_adms.network import Adaptive
@@ -28,7 +28,8 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of.
 
     Raises:
-        RestoreKitError: there are filters of combined degradations alone, which no router chooses.
+        RestoreKitError: there are filters of combined degradations alone, which no router chooses,
+            or another network has merged its own into the base.
     """
     options = dict(network.adapter.router.options or {})
     steps, ratio = options.get("steps", _STEPS), options.get("ratio", _RATIO)
@@ -42,6 +43,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     place = network.adapter.base
     # What inference mode made cannot take part in a gradient; copies can.
     with turn(backbone), torch.inference_mode(False), torch.enable_grad():
+        check_own(backbone, network)
         frozen = {name: value.clone() for name, value in mixer.frozen().items()}
         frozen |= {name: value.clone() for name, value in backbone.named_buffers() if value.is_inference()}
         degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()

@@ -145,7 +145,7 @@ def checked(shares: object, images: Tensor, kinds: Sequence[str]) -> Tensor:
     shares = shares if shares.is_floating_point() else shares.float()
     tolerance = max(_TOLERANCE, torch.finfo(shares.dtype).eps)
     for row in shares.tolist():
-        if min(row) < 0 or abs(sum(row) - 1) > tolerance:
+        if any(share < 0 for share in row) or (row and abs(sum(row) - 1) > tolerance):
             told = ", ".join(f"{share:.4g}" for share in row)
             raise RestoreKitError(
                 f"the router returned {told} for an image, which are no shares: none negative, 1 in all",

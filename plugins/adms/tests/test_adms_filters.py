@@ -1,6 +1,9 @@
 """Which filters are chosen, and what becomes of them: verbs, combination, what cannot be."""
 
 import copy
+import gc
+import pickle
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -275,6 +278,67 @@ def test_merge_that_is_not_finite_is_refused():
     assert same(bits(network), before)
     with pytest.raises(RestoreKitError, match="no one mixture to merge"):
         adaptive.merge_adapter()
+
+
+def test_base_is_merged_into_by_one_network_at_a_time_and_is_afterwards_what_it_was():
+    network = network_of()
+    before, x = bits(network), images(network)
+    _, one = adapter_of(network, degradations=["rain"], router="auto")
+    _, other = adapter_of(network, degradations=["blur"], router="auto")
+    expected = other(x)
+    judged = other.for_image(x, 0)
+    one.merge_adapter("rain")
+    merged = bits(network)
+    for refused in (
+        lambda: other.merge_adapter("blur"),
+        lambda: other.merge_and_unload("blur"),
+        lambda: other.unload(),
+        lambda: other(x),
+        lambda: judged(x),
+        lambda: Adms(["noise"], mask="random").attach(network),
+    ):
+        with pytest.raises(RestoreKitError, match="another network has merged its filters into the base"):
+            refused()
+    with other.disable_adapter(), pytest.raises(RestoreKitError, match="another network has merged"):
+        other(x)
+    other.unmerge_adapter()
+    assert same(bits(network), merged), "who has merged nothing takes nothing out"
+    assert torch.equal(one(x), network(x))
+    one.unmerge_adapter()
+    other.merge_adapter("blur")
+    other.unmerge_adapter()
+    assert same(bits(network), before) and torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copy_of_a_network_with_merged_filters_has_them_in_its_own_base(copied):
+    network = network_of()
+    before, x = bits(network), images(network)
+    _, one = adapter_of(network, degradations=["rain"])
+    one.merge_adapter("rain")
+    twin = copied(one)
+    one.unmerge_adapter()
+    with pytest.raises(RestoreKitError, match="another network has merged"):
+        Adms(["blur"], mask="random").attach(twin.backbone)
+    assert not torch.equal(twin(x), network(x))
+    twin.unmerge_adapter()
+    assert same(bits(twin.backbone), before) and same(bits(network), before)
+
+
+def test_filters_that_a_network_left_in_the_base_are_not_taken_for_the_base():
+    network = network_of()
+    x = images(network)
+    _, one = adapter_of(network, degradations=["rain"])
+    _, other = adapter_of(network, degradations=["blur"])
+    one.merge_adapter("rain")
+    left = weakref.ref(one)
+    del one
+    gc.collect()
+    assert left() is None, "that filters are merged keeps no network alive"
+    with pytest.raises(RestoreKitError, match="merged by another network, which is gone"):
+        other(x)
+    fresh = copy.deepcopy(network)
+    adapter_of(fresh)[1](x)
 
 
 # What cannot be.
