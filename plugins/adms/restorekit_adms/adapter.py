@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -162,11 +163,8 @@ class Adms(Dedicated):
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))
-        if self.classifier is not None and not self.classifier.is_in_order:
-            raise WeightsError(
-                f"the classifier was not trained to tell {', '.join(self.classifier.kinds)}, in this order",
-                "leave out params.degradations and params.none: the file states them",
-            )
+        if self.classifier is not None:
+            self.classifier.check_order()
         self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
         if not self.names:
             self._begin(backbone)
@@ -279,17 +277,28 @@ class Adms(Dedicated):
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write everything to a file that a pipeline takes as weights.
 
+        Of the classifier, what tells degradations that were deleted is left out.
+
         Raises:
             RestoreKitError: the classifier does not tell what there are filters for.
+            WeightsError: the classifier's weights are of other kinds.
             OutputError: the file cannot be written.
         """
-        if self.classifier is not None and set(self.classifier.kinds) != set(self.routed):
-            raise RestoreKitError(
-                f"the classifier tells {', '.join(self.classifier.kinds)}, "
-                f"the filters are for {', '.join(self.routed)}",
-                "save degradations alone with save_delta, or train the classifier again",
-            )
-        return files.write(path, self.state_dict(), self.file_arguments({}), self.file_facts(), half=half)
+        state = self.state_dict()
+        if self.classifier is not None:
+            told, routed = self.classifier.kinds, self.routed
+            if not routed or any(name not in told for name in routed):
+                raise RestoreKitError(
+                    f"the classifier tells {', '.join(told)}, "
+                    f"the filters are for {', '.join(routed) or 'none'}",
+                    "write each degradation alone with save_delta and train the classifier again: params: "
+                    "{parts: [...], train: classifier}; or set classifier = None to write all without it. "
+                    "Until then set_adapter acts by what it does not tell, or another router, as uniform",
+                )
+            left = copy.deepcopy(self.classifier)
+            left.keep(routed)
+            state |= {f"classifier.{name}": value for name, value in left.state_dict().items()}
+        return files.write(path, state, self.file_arguments({}), self.file_facts(), half=half)
 
     def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
         """Write the filters of one degradation alone, to be put together with those of others.

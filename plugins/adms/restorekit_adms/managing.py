@@ -48,7 +48,7 @@ class Managed(Backbone):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a network that was copied; what it had merged stands in its own base."""
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call,unused-ignore] - torch has not typed it
         if self._merged is not None:
             merged_by(self.backbone, self)
 
@@ -86,6 +86,11 @@ class Managed(Backbone):
 
         Where the adapter's filters are exclusive, those that others have are left out.
 
+        A classifier that was trained before does not tell it and gives it no share, except under the name of
+        one that was deleted, whose share it then has. It acts by ``set_adapter``, the oracle, ``uniform`` and
+        ``overlap``, or when the classifier was trained again; until then ``Adms.save`` refuses, and
+        ``save_adapter`` writes it alone.
+
         Args:
             name: of the degradation.
             scores: for this base; by chance without.
@@ -109,6 +114,8 @@ class Managed(Backbone):
 
     def delete_adapter(self, name: str) -> None:
         """Forget the filters of a degradation, and its scale; the router is asked where no other was set.
+
+        The classifier shares out its part among the others, as if it had never told it.
 
         Raises:
             RestoreKitError: there are none.

@@ -70,7 +70,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
         important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
         members = mixer.members(len(adapter.names))
         overlaps = torch.stack([important[members[index]].float().mean() for index in routed])
-    told = (overlaps / options.get("temperature", _TEMPERATURE)).softmax(0)
-    shares = told.new_zeros(1, len(adapter.kinds))
+    told: Tensor = (overlaps / options.get("temperature", _TEMPERATURE)).softmax(0)
+    shares: Tensor = told.new_zeros(1, len(adapter.kinds))
     shares[0, routed] = told
     return shares

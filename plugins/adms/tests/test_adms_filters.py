@@ -19,6 +19,7 @@ from restorekit_adms.adapter import Adms
 from restorekit_adms.deltas import Delta, units_of, vectors_of
 from restorekit_adms.files import inspect
 from restorekit_adms.network import Adaptive
+from restorekit_adms.routing import RouterChoice
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +151,90 @@ def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
     adapter.put("rain", rain)
     adapter.put("blur", blur)
     assert torch.equal(adaptive(x), expected)
+
+
+@pytest.mark.parametrize("gone", [["rain"], ["blur"], ["noise", "rain"]])
+def test_classifier_goes_on_among_the_degradations_that_are_left(gone, tmp_path):
+    network = network_of()
+    kinds = ["rain", "blur", "noise"]
+    adapter, adaptive = adapter_of(network, router="classifier", degradations=kinds, none="clean")
+    x = images(network, 2)
+    shares = adaptive.judge(x)[0]
+    left = [index for index, name in enumerate((*kinds, "clean")) if name not in gone]
+    for name in gone:
+        adaptive.delete_adapter(name)
+    found = adaptive.judge(x)[0]
+    torch.testing.assert_close(found, shares[:, left] / shares[:, left].sum(1, keepdim=True))
+    path = adapter.save(tmp_path / "left.safetensors")
+    for again in (Adms.load(path), Adms(parts=[str(path)])):
+        assert again.classifier.kinds == again.kinds == adapter.kinds
+        restored = again.attach(network).eval().requires_grad_(False)
+        torch.testing.assert_close(restored.judge(x)[0], found)
+        torch.testing.assert_close(restored(x), adaptive(x))
+
+
+def test_filters_that_take_the_place_of_deleted_ones_have_their_share(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier")
+    x = images(network)
+    shares, expected = adaptive.judge(x)[0], adaptive(x)
+    adaptive.save_adapter("rain", tmp_path / "rain.safetensors")
+    adaptive.delete_adapter("rain")
+    assert adaptive.judge(x)[0].tolist() == [[1.0]]
+    adaptive.load_adapter(tmp_path / "rain.safetensors")
+    assert adapter.kinds == ("blur", "rain") and torch.equal(adaptive.judge(x)[0], shares.flip(1))
+    torch.testing.assert_close(adaptive(x), expected)
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors")).attach(network).eval()
+    torch.testing.assert_close(again(x), adaptive(x))
+
+
+def test_degradation_that_came_after_the_classifier_is_refused_in_a_file_with_the_ways_out(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier")
+    x = images(network)
+    expected = adaptive(x)
+    adaptive.add_adapter("noise")
+    torch.testing.assert_close(adaptive(x), expected)
+    assert adaptive.judge(x)[0][0, 2] == 0
+    with pytest.raises(
+        RestoreKitError,
+        match=r"tells rain, blur, the filters are for rain, blur, noise"
+        r"(.|\n)*save_delta(.|\n)*train: classifier"
+        r"(.|\n)*classifier = None(.|\n)*set_adapter(.|\n)*router",
+    ):
+        adapter.save(tmp_path / "adms.safetensors")
+    written = [str(adaptive.save_adapter(name, tmp_path / f"{name}.safetensors")) for name in adapter.names]
+    again = Adms(parts=written, train="classifier")
+    assert again.classifier.kinds == adapter.names
+    adapter.classifier = None
+    adapter.router = RouterChoice.of("uniform")
+    assert Adms.load(adapter.save(tmp_path / "adms.safetensors")).names == adapter.names
+
+
+@pytest.mark.parametrize("router", ["auto", "classifier"])
+@pytest.mark.parametrize("degradations", [KINDS, ["rain"]])
+def test_network_whose_degradations_are_all_gone_says_so(router, degradations):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router, degradations=degradations)
+    x = images(network)
+    for name in degradations:
+        adaptive.delete_adapter(name)
+    with pytest.raises(RestoreKitError, match=r"no degradation left|the filters are for none"):
+        adaptive(x)
+    assert adapter.kinds == () and torch.equal(adaptive.unload()(x), network(x))
+    adaptive.add_adapter("noise")
+    adaptive.set_adapter("noise")
+    assert torch.equal(adaptive(x), network(x))
+
+
+def test_classifier_of_unknown_order_is_not_cut(tmp_path):
+    adapter, _ = adapter_of(network_of(), router="classifier")
+    other = Adms(["blur", "rain"])
+    other.make_room(adapter.state_dict())
+    other.load_state_dict(adapter.state_dict())
+    other.drop("blur")
+    with pytest.raises(WeightsError, match="not trained to tell blur, rain, in this order"):
+        other.save(tmp_path / "adms.safetensors")
 
 
 @pytest.mark.parametrize(
