@@ -103,6 +103,11 @@ class Adms(Dedicated):
         combined: Sequence[str] = (),
         train: Train = "deltas",
     ) -> None:
+        for key, texts in (("degradations", degradations), ("parts", parts), ("combined", combined)):
+            if isinstance(texts, str):
+                raise ConfigError(
+                    f"params.{key}", f"{texts!r} is one text, not a list", f"write {key}: [{texts}]"
+                )
         super().__init__(degradations, none, combined, widths, train)
         self.choice = Choice(
             scores=dict(scores or {}),
@@ -125,7 +130,9 @@ class Adms(Dedicated):
         if not 0 <= least <= 1:
             raise ConfigError("params.least", f"{least} is no share", "write a number from 0 to 1, as 0.5")
         if least and not top1:
-            raise ConfigError("params.least", "without top1 every share acts", "write top1: true, too")
+            raise ConfigError(
+                "params.least", "without top1 every share acts", "write top1: true, too, or least: 0"
+            )
         self.parts = tuple(parts)
         for key, named in (
             ("scores", self.choice.scores),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -48,7 +48,7 @@ class Managed(Backbone):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a network that was copied; what it had merged stands in its own base."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call,unused-ignore] - torch has not typed it
+        super().__setstate__(state)  # type: ignore[no-untyped-call,unused-ignore]
         if self._merged is not None:
             merged_by(self.backbone, self)
 
@@ -143,10 +143,10 @@ class Managed(Backbone):
         """Multiply what a degradation's filters add, whatever says how much they act.
 
         Raises:
-            RestoreKitError: there are none.
+            RestoreKitError: there are none, or the scale is no number.
         """
         self.adapter.delta(name)
-        self._scales[name] = float(scale)
+        self._scales[name] = _number(f"the scale of {name}", scale)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -184,10 +184,16 @@ class Managed(Backbone):
         See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; no router chooses them.
 
         Raises:
-            RestoreKitError: a name is unknown or taken, or there is no such way.
+            RestoreKitError: a name is unknown or taken, there is nothing to combine, a weight is no number,
+                or there is no such way.
         """
         self._check_free(name)
+        if not weights:
+            raise RestoreKitError(
+                "there is nothing to combine", "name weights of degradations, as {'rain': 0.5, 'blur': 0.5}"
+            )
         deltas = {each: self.adapter.delta(each) for each in weights}
+        weights = self._read(weights)
         self.adapter.put(name, combined(self.backbone, deltas, weights, how, density=density, seed=seed))
         self.adapter.combined += (name,)
         return {
@@ -272,14 +278,19 @@ class Managed(Backbone):
         return None if self._fixed is None else (self._fixed, "user")
 
     def _read(self, weights: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-        if not isinstance(weights, Mapping):
-            weights = dict.fromkeys([weights] if isinstance(weights, str) else weights, 1.0)
-        for name, weight in weights.items():
+        if not isinstance(weights, Iterable):
+            raise RestoreKitError(
+                f"{weights!r} are no weights", "give a name, several, or weights by name, as {'rain': 1.0}"
+            )
+        if isinstance(weights, str):
+            weights = [weights]
+        named = weights if isinstance(weights, Mapping) else list(weights)
+        for name in named:
             if name not in self.adapter.kinds:
                 raise unknown(name, self.adapter.kinds)
-            if not math.isfinite(weight):
-                raise RestoreKitError(f"the weight of {name} is {weight}", "give a number")
-        return {name: float(weight) for name, weight in weights.items()}
+        if not isinstance(named, Mapping):
+            return dict.fromkeys(named, 1.0)
+        return {name: _number(f"the weight of {name}", weight) for name, weight in named.items()}
 
     def _row(self, weights: Mapping[str, float]) -> Tensor:
         """Return weights by name as (D,), scaled."""
@@ -297,3 +308,14 @@ class Managed(Backbone):
     def _check_unmerged(self) -> None:
         if self._merged is not None:
             raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")
+
+
+def _number(what: str, value: object) -> float:
+    # Numbers of NumPy and tensors of one element are numbers, too; texts that float() reads are not.
+    try:
+        number = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RestoreKitError(f"{what} is {value!r}", "give a number, as 0.5")
+    return number

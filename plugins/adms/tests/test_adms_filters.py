@@ -6,13 +6,14 @@ import pickle
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from adms_cases import KINDS, adapter_of, bits, images, network_of, same
 from torch import nn
 
 from restorekit.contracts import Backbone
-from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, fingerprint
 from restorekit.registry import adapters, backbones
 from restorekit_adms.adapter import Adms
@@ -429,9 +430,72 @@ def test_filters_that_a_network_left_in_the_base_are_not_taken_for_the_base():
 # What cannot be.
 
 
-def test_network_without_filters_is_refused():
-    with pytest.raises(RestoreKitError, match="Median has no filters"):
+def test_network_without_filters_is_refused_with_a_hint_that_can_be_followed():
+    with pytest.raises(RestoreKitError, match="Median has no filters") as caught:
         Adms(["rain"], mask="random").attach(backbones["median"].load()())
+    assert caught.value.hint == "take a backbone with convolutions or linear layers, as nafnet"
+
+
+def test_network_whose_weights_a_hook_computes_is_refused_with_its_own_hint():
+    class Hooked(Backbone):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.conv.weight_v = nn.Parameter(torch.ones(3, 3, 3, 3))
+
+        def forward(self, degraded):
+            return self.conv(degraded)
+
+    with pytest.raises(RestoreKitError, match=r"parametrizations"):
+        Adms(["rain"], mask="random").attach(Hooked())
+
+
+@pytest.mark.parametrize("value", [torch.nan, float("inf"), "x", "0.5", None, [1, 2]])
+def test_weight_or_scale_that_is_no_number_is_refused_and_changes_nothing(value):
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    x = images(network)
+    expected = adaptive(x)
+    for problem, refused in (
+        ("the scale of rain is", lambda: adaptive.set_scale("rain", value)),
+        ("the weight of rain is", lambda: adaptive.set_adapter({"rain": value})),
+        ("the weight of rain is", lambda: adaptive.merge_adapter({"rain": value})),
+        ("the weight of rain is", lambda: adaptive.combine("both", {"rain": value})),
+    ):
+        with pytest.raises(RestoreKitError, match=problem):
+            refused()
+    assert adapter.names == tuple(KINDS) and torch.equal(adaptive(x), expected)
+
+
+def test_numbers_of_other_kinds_are_weights():
+    network = network_of()
+    _, adaptive = adapter_of(network)
+    x = images(network)
+    adaptive.set_adapter({"rain": 0.5, "blur": 1})
+    expected = adaptive(x)
+    adaptive.set_adapter({"rain": torch.tensor(0.5), "blur": np.float32(1)})
+    assert torch.equal(adaptive(x), expected)
+
+
+def test_what_names_no_degradations_is_refused():
+    adapter, adaptive = adapter_of(network_of(), none="clean")
+    with pytest.raises(RestoreKitError, match="there is nothing to combine"):
+        adaptive.combine("nothing", {})
+    with pytest.raises(RestoreKitError, match="no degradation 'clean'; it knows: rain, blur"):
+        adaptive.combine("nothing", {"clean": 1.0})
+    with pytest.raises(RestoreKitError, match="3 are no weights"):
+        adaptive.set_adapter(3)
+    with pytest.raises(RestoreKitError, match=r"no degradation \['rain'\]"):
+        adaptive.set_adapter([["rain"]])
+    assert adapter.names == tuple(KINDS)
+
+
+@pytest.mark.parametrize("key", ["degradations", "parts", "combined"])
+def test_one_text_in_place_of_a_list_is_refused(key):
+    with pytest.raises(
+        ConfigError, match=rf"params\.{key}: 'rain' is one text, not a list\n.*{key}: \[rain\]"
+    ):
+        Adms(**{"degradations": ["rain"], key: "rain"})
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_a_share_below_the_least_leaves_the_image_to_the_base():
         True,
         True,
     ]
-    with pytest.raises(ConfigError, match="without top1 every share acts"):
+    with pytest.raises(ConfigError, match=r"without top1 every share acts\n.*top1: true, too, or least: 0"):
         adapter_of(network_of(), least=0.5)
     with pytest.raises(ConfigError, match="is no share"):
         adapter_of(network_of(), top1=True, least=1.5)
