@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -24,6 +25,7 @@ from restorekit_adms.naming import unknown
 from restorekit_adms.network import Adaptive, Mode
 from restorekit_adms.parts import put_together
 from restorekit_adms.routing import Route, RouterChoice
+from restorekit_adms.sharing import check_own
 
 FORMAT = "restorekit.adms/1"
 
@@ -101,6 +103,11 @@ class Adms(Dedicated):
         combined: Sequence[str] = (),
         train: Train = "deltas",
     ) -> None:
+        for key, texts in (("degradations", degradations), ("parts", parts), ("combined", combined)):
+            if isinstance(texts, str):
+                raise ConfigError(
+                    f"params.{key}", f"{texts!r} is one text, not a list", f"write {key}: [{texts}]"
+                )
         super().__init__(degradations, none, combined, widths, train)
         self.choice = Choice(
             scores=dict(scores or {}),
@@ -123,7 +130,9 @@ class Adms(Dedicated):
         if not 0 <= least <= 1:
             raise ConfigError("params.least", f"{least} is no share", "write a number from 0 to 1, as 0.5")
         if least and not top1:
-            raise ConfigError("params.least", "without top1 every share acts", "write top1: true, too")
+            raise ConfigError(
+                "params.least", "without top1 every share acts", "write top1: true, too, or least: 0"
+            )
         self.parts = tuple(parts)
         for key, named in (
             ("scores", self.choice.scores),
@@ -154,16 +163,15 @@ class Adms(Dedicated):
 
         Raises:
             WeightsError: the adapter was made for another base; both hashes are named.
-            RestoreKitError: the network has no filters, or nothing says which ones to take.
+            RestoreKitError: the network has no filters, or nothing says which ones to take, or another
+                network has merged its own into the base.
         """
+        check_own(backbone)
         state = backbone.state_dict()
         if not any(tensor.is_meta for tensor in state.values()):
             self._check_base(fingerprint(state))
-        if self.classifier is not None and not self.classifier.is_in_order:
-            raise WeightsError(
-                f"the classifier was not trained to tell {', '.join(self.classifier.kinds)}, in this order",
-                "leave out params.degradations and params.none: the file states them",
-            )
+        if self.classifier is not None:
+            self.classifier.check_order()
         self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
         if not self.names:
             self._begin(backbone)
@@ -276,17 +284,28 @@ class Adms(Dedicated):
     def save(self, path: str | Path, *, half: bool = False) -> Path:
         """Write everything to a file that a pipeline takes as weights.
 
+        Of the classifier, what tells degradations that were deleted is left out.
+
         Raises:
             RestoreKitError: the classifier does not tell what there are filters for.
+            WeightsError: the classifier's weights are of other kinds.
             OutputError: the file cannot be written.
         """
-        if self.classifier is not None and set(self.classifier.kinds) != set(self.routed):
-            raise RestoreKitError(
-                f"the classifier tells {', '.join(self.classifier.kinds)}, "
-                f"the filters are for {', '.join(self.routed)}",
-                "save degradations alone with save_delta, or train the classifier again",
-            )
-        return files.write(path, self.state_dict(), self.file_arguments({}), self.file_facts(), half=half)
+        state = self.state_dict()
+        if self.classifier is not None:
+            told, routed = self.classifier.kinds, self.routed
+            if not routed or any(name not in told for name in routed):
+                raise RestoreKitError(
+                    f"the classifier tells {', '.join(told)}, "
+                    f"the filters are for {', '.join(routed) or 'none'}",
+                    "write each degradation alone with save_delta and train the classifier again: params: "
+                    "{parts: [...], train: classifier}; or set classifier = None to write all without it. "
+                    "Until then set_adapter acts by what it does not tell, or another router, as uniform",
+                )
+            left = copy.deepcopy(self.classifier)
+            left.keep(routed)
+            state |= {f"classifier.{name}": value for name, value in left.state_dict().items()}
+        return files.write(path, state, self.file_arguments({}), self.file_facts(), half=half)
 
     def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
         """Write the filters of one degradation alone, to be put together with those of others.

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from restorekit.errors import WeightsError
+
 # Widths of the five convolutions: 52,795 parameters for three kinds. ADMS's count leaves 0.28 million beside
 # its filters, of which nothing is known; wider ones (24, 32, 64, 96, 128) told kinds apart no better here.
 WIDTHS = (16, 24, 32, 48, 64)
@@ -61,6 +63,33 @@ class Classifier(nn.Module):
         """Say which kinds its outputs are."""
         self.kinds = tuple(kinds)
         self.order.copy_(torch.tensor(list(_hash(kinds)), dtype=torch.uint8))
+
+    def check_order(self) -> None:
+        """Refuse weights that were trained to tell other kinds, or these in another order.
+
+        Raises:
+            WeightsError: they were.
+        """
+        if not self.is_in_order:
+            raise WeightsError(
+                f"the classifier was not trained to tell {', '.join(self.kinds)}, in this order",
+                "leave out params.degradations and params.none: the file states them",
+            )
+
+    @torch.no_grad()
+    def keep(self, kinds: Sequence[str]) -> None:
+        """Tell these of its kinds alone, in this order: softmax then gives each its share of what they had.
+
+        Raises:
+            WeightsError: nobody knows which output is which kind.
+        """
+        self.check_order()
+        rows = [self.kinds.index(kind) for kind in kinds]
+        for name in ("weight", "bias"):
+            own = getattr(self.head, name)
+            setattr(self.head, name, nn.Parameter(own[rows].clone(), requires_grad=own.requires_grad))
+        self.head.out_features = len(rows)
+        self.name(kinds)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) on any device -> logits (B, K); gray is repeated, of views the first counts."""

@@ -90,7 +90,7 @@ class Dedicated(Adapter):
         self.deltas.add_module(name, delta.requires_grad_(self.train_what in ("deltas", "all")))
 
     def drop(self, name: str) -> None:
-        """Forget the filters of a degradation.
+        """Forget a degradation and its filters; the classifier goes on among those that are left.
 
         Raises:
             RestoreKitError: it has none.
@@ -98,6 +98,7 @@ class Dedicated(Adapter):
         self.delta(name)
         del self.deltas._modules[name]
         self.combined = tuple(each for each in self.combined if each != name)
+        self.wanted = tuple(each for each in self.wanted if each != name)
 
     @property
     def base_hash(self) -> str:

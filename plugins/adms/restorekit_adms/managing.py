@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
 from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, merged_by, turn, unmerged
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -46,6 +46,12 @@ class Managed(Backbone):
         self._merged: tuple[dict[str, float], Kept] | None = None
         _ = self.mixer
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a network that was copied; what it had merged stands in its own base."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call,unused-ignore]
+        if self._merged is not None:
+            merged_by(self.backbone, self)
+
     @property
     def mixer(self) -> Mixer:
         """Where the filters fall; found again when the network was moved, or filters came and went.
@@ -57,7 +63,9 @@ class Managed(Backbone):
         with turn(self.backbone):
             if self._mixer is None or self._own != own or not self._mixer.is_current:
                 deltas = {name: self.adapter.delta(name) for name in self.adapter.names}
-                self._mixer, self._own = Mixer(self.backbone, deltas), own
+                # Where numbers stand serves inside and outside of inference mode, whichever asks first.
+                with torch.inference_mode(False), torch.no_grad():
+                    self._mixer, self._own = Mixer(self.backbone, deltas), own
             return self._mixer
 
     # Coming and going.
@@ -77,6 +85,11 @@ class Managed(Backbone):
         """Give a degradation filters, at zero: the best by scores, or as many by chance.
 
         Where the adapter's filters are exclusive, those that others have are left out.
+
+        A classifier that was trained before does not tell it and gives it no share, except under the name of
+        one that was deleted, whose share it then has. It acts by ``set_adapter``, the oracle, ``uniform`` and
+        ``overlap``, or when the classifier was trained again; until then ``Adms.save`` refuses, and
+        ``save_adapter`` writes it alone.
 
         Args:
             name: of the degradation.
@@ -101,6 +114,8 @@ class Managed(Backbone):
 
     def delete_adapter(self, name: str) -> None:
         """Forget the filters of a degradation, and its scale; the router is asked where no other was set.
+
+        The classifier shares out its part among the others, as if it had never told it.
 
         Raises:
             RestoreKitError: there are none.
@@ -128,10 +143,10 @@ class Managed(Backbone):
         """Multiply what a degradation's filters add, whatever says how much they act.
 
         Raises:
-            RestoreKitError: there are none.
+            RestoreKitError: there are none, or the scale is no number.
         """
         self.adapter.delta(name)
-        self._scales[name] = float(scale)
+        self._scales[name] = _number(f"the scale of {name}", scale)
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -169,10 +184,16 @@ class Managed(Backbone):
         See ``combining.combined`` for the ways. The new ones act by ``set_adapter``; no router chooses them.
 
         Raises:
-            RestoreKitError: a name is unknown or taken, or there is no such way.
+            RestoreKitError: a name is unknown or taken, there is nothing to combine, a weight is no number,
+                or there is no such way.
         """
         self._check_free(name)
+        if not weights:
+            raise RestoreKitError(
+                "there is nothing to combine", "name weights of degradations, as {'rain': 0.5, 'blur': 0.5}"
+            )
         deltas = {each: self.adapter.delta(each) for each in weights}
+        weights = self._read(weights)
         self.adapter.put(name, combined(self.backbone, deltas, weights, how, density=density, seed=seed))
         self.adapter.combined += (name,)
         return {
@@ -185,12 +206,15 @@ class Managed(Backbone):
     ) -> None:
         """Write a fixed mixture into the base until ``unmerge_adapter``: all who share the base see it.
 
+        Other adaptive networks of this base refuse to run until then.
+
         Args:
             weights: as in ``set_adapter``; what was set there when not given.
             safe_merge: look first whether all of it is finite.
 
         Raises:
-            RestoreKitError: there is no one mixture, filters are merged already, or they are not finite.
+            RestoreKitError: there is no one mixture, filters are merged already, by this network or another
+                of this base, or they are not finite.
         """
         given = self._fixed if weights is None else self._read(weights)
         if given is None:
@@ -200,12 +224,14 @@ class Managed(Backbone):
             )
         with turn(self.backbone):
             self._check_unmerged()
+            check_own(self.backbone, self)
             kept = self.mixer.write(self._row(given), check=safe_merge)
             if kept is None:
                 raise RestoreKitError(
                     "the merged filters are not finite, nothing was merged", "train the adapter again"
                 )
             self._merged = given, kept
+            merged_by(self.backbone, self)
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
@@ -213,6 +239,7 @@ class Managed(Backbone):
             if self._merged is not None:
                 self._merged[1].put_back()
                 self._merged = None
+                unmerged(self.backbone)
 
     def merge_and_unload(
         self, weights: str | Mapping[str, float] | None = None, *, safe_merge: bool = False
@@ -230,8 +257,13 @@ class Managed(Backbone):
                 self.unmerge_adapter()
 
     def unload(self) -> Backbone:
-        """Return the base as it was given."""
+        """Return the base as it was given.
+
+        Raises:
+            RestoreKitError: another network has merged filters into it.
+        """
         self.unmerge_adapter()
+        check_own(self.backbone, self)
         return self.backbone
 
     # What these share.
@@ -246,14 +278,19 @@ class Managed(Backbone):
         return None if self._fixed is None else (self._fixed, "user")
 
     def _read(self, weights: str | Sequence[str] | Mapping[str, float]) -> dict[str, float]:
-        if not isinstance(weights, Mapping):
-            weights = dict.fromkeys([weights] if isinstance(weights, str) else weights, 1.0)
-        for name, weight in weights.items():
+        if not isinstance(weights, Iterable):
+            raise RestoreKitError(
+                f"{weights!r} are no weights", "give a name, several, or weights by name, as {'rain': 1.0}"
+            )
+        if isinstance(weights, str):
+            weights = [weights]
+        named = weights if isinstance(weights, Mapping) else list(weights)
+        for name in named:
             if name not in self.adapter.kinds:
                 raise unknown(name, self.adapter.kinds)
-            if not math.isfinite(weight):
-                raise RestoreKitError(f"the weight of {name} is {weight}", "give a number")
-        return {name: float(weight) for name, weight in weights.items()}
+        if not isinstance(named, Mapping):
+            return dict.fromkeys(named, 1.0)
+        return {name: _number(f"the weight of {name}", weight) for name, weight in named.items()}
 
     def _row(self, weights: Mapping[str, float]) -> Tensor:
         """Return weights by name as (D,), scaled."""
@@ -271,3 +308,14 @@ class Managed(Backbone):
     def _check_unmerged(self) -> None:
         if self._merged is not None:
             raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")
+
+
+def _number(what: str, value: object) -> float:
+    # Numbers of NumPy and tensors of one element are numbers, too; texts that float() reads are not.
+    try:
+        number = math.nan if isinstance(value, str) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise RestoreKitError(f"{what} is {value!r}", "give a number, as 0.5")
+    return number

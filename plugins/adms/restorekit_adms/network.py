@@ -15,10 +15,9 @@ from torch.func import functional_call
 from restorekit.contracts import Backbone, Judged, Verdict
 from restorekit.errors import RestoreKitError
 from restorekit_adms.managing import Managed
-from restorekit_adms.naming import unknown
 from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, turn
 
 if TYPE_CHECKING:
     from restorekit_adms.adapter import Adms
@@ -45,7 +44,8 @@ class _Calls(nn.Module):
 class Adaptive(Managed):
     """A frozen backbone and filters for each degradation, mixed by what a router finds in the image.
 
-    The base is shared with its other users and never written to; threads take turns at it. Without
+    The base is shared with its other users and written to by ``merge_adapter`` alone; threads take turns at
+    it, and while another network has filters merged into it, this one refuses to run. Without
     gradients it is lent a copy of its filters with the mixture in them; with gradients, or with mode
     ``soft``, it is run with other tensors in their place. A batch is run verdict by verdict (``group``, the
     default); ``merge`` and ``soft`` go image by image. All give the same up to rounding.
@@ -116,6 +116,11 @@ class Adaptive(Managed):
         if name == "auto":
             name = "classifier" if adapter.classifier is not None else "only"
         if name == "only":
+            if not kinds:
+                raise RestoreKitError(
+                    "the adapter has no degradation left",
+                    "add_adapter or load_adapter one, or be the base: unload",
+                )
             if len(routed) != 1:
                 raise RestoreKitError(
                     f"nothing tells {', '.join(routed)} apart: the adapter has no classifier",
@@ -141,15 +146,20 @@ class Adaptive(Managed):
                 "the adapter has no classifier",
                 "train one with params: {train: classifier}, or name a router, as router: uniform",
             )
-        told = classifier.kinds
-        for name in told:
-            if name not in kinds:
-                raise unknown(name, kinds, "the classifier tells it, and the adapter")
+        # Filters that came after the classifier take no part; a kind whose filters are gone is no choice.
+        told = [name for name in classifier.kinds if name in self.adapter.routed]
+        if not told:
+            raise RestoreKitError(
+                f"the classifier tells {', '.join(classifier.kinds)}, "
+                f"the filters are for {', '.join(kinds) or 'none'}",
+                "name one by set_adapter, or a router that needs no classifier, as router: uniform",
+            )
         logits: Tensor = classifier(degraded)
+        if len(told) < len(classifier.kinds):
+            logits = logits[:, [classifier.kinds.index(name) for name in told]]
         # Softmax in half precision would round the shares; in double there is nothing to widen.
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         shares = (logits / self.adapter.temperature).softmax(1)
-        # Filters that came after the classifier take no part.
         return self._of_kinds(shares, told)
 
     def _of_kinds(self, shares: Tensor, names: Sequence[str]) -> Tensor:
@@ -186,6 +196,7 @@ class Adaptive(Managed):
         """Return ``fn(images)``, a tensor or several, with the base's filters mixed by weights (B, D)."""
         # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
         with turn(self.backbone):
+            check_own(self.backbone, self)
             if self._off or self._merged is not None or not self.adapter.names:
                 return fn(images)
             if len(images) == 1:

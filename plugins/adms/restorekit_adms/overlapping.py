@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from restorekit.errors import RestoreKitError
-from restorekit_adms.sharing import turn
+from restorekit_adms.sharing import check_own, turn
 
 if TYPE_CHECKING:
     from restorekit_adms.network import Adaptive
@@ -28,10 +28,11 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of.
 
     Raises:
-        RestoreKitError: there are filters of combined degradations alone, which no router chooses.
+        RestoreKitError: there are filters of combined degradations alone, which no router chooses,
+            or another network has merged its own into the base.
     """
     options = dict(network.adapter.router.options or {})
-    steps, ratio = int(options.get("steps", _STEPS)), float(options.get("ratio", _RATIO))
+    steps, ratio = options.get("steps", _STEPS), options.get("ratio", _RATIO)
     adapter, mixer, backbone = network.adapter, network.mixer, network.backbone
     routed = [index for index, name in enumerate(adapter.names) if name in adapter.routed]
     if not routed:
@@ -42,11 +43,14 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
     place = network.adapter.base
     # What inference mode made cannot take part in a gradient; copies can.
     with turn(backbone), torch.inference_mode(False), torch.enable_grad():
+        check_own(backbone, network)
         frozen = {name: value.clone() for name, value in mixer.frozen().items()}
+        frozen |= {name: value.clone() for name, value in backbone.named_buffers() if value.is_inference()}
         degraded = image.to(place.device, next(backbone.parameters()).dtype).clone()
         equal = torch.zeros(len(adapter.names), device=place.device)
         equal[routed] = 1 / len(routed)
-        mixture = torch.cat(mixer.values(equal)).detach().clone()
+        with torch.no_grad():
+            mixture = mixer.mixture(equal)
 
         def run(share: Tensor) -> Tensor:
             values = torch.split(mixture * share, mixer.sizes)
@@ -66,7 +70,7 @@ def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
         important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
         members = mixer.members(len(adapter.names))
         overlaps = torch.stack([important[members[index]].float().mean() for index in routed])
-    told = (overlaps / float(options.get("temperature", _TEMPERATURE))).softmax(0)
-    shares = told.new_zeros(1, len(adapter.kinds))
+    told: Tensor = (overlaps / options.get("temperature", _TEMPERATURE)).softmax(0)
+    shares: Tensor = told.new_zeros(1, len(adapter.kinds))
     shares[0, routed] = told
     return shares

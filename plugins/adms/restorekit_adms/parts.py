@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit_adms import files
-from restorekit_adms.classifier import Classifier, widths_in
+from restorekit_adms.classifier import widths_in
 from restorekit_adms.naming import check_names, unknown
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def put_together(adapter: Adms) -> None:
             f"the parts are {', '.join(adapter.routed)}",
             "train it on these: params: {train: classifier}, or leave it out of the parts",
         )
-    _reorder(adapter, adapter.classifier)
+    adapter.classifier.keep(adapter.routed)
 
 
 def _take_classifier(adapter: Adms, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
@@ -66,13 +65,3 @@ def _take_classifier(adapter: Adms, tensors: Mapping[str, Tensor], stated: Mappi
     told = [name for name in named if name not in stated.get("combined", ())]
     classifier = adapter.add_classifier(told, widths_in(tensors))
     files.load_values(classifier, tensors)
-
-
-@torch.no_grad()
-def _reorder(adapter: Adms, classifier: Classifier) -> None:
-    """Bring the classifier's outputs into the order of the degradations here."""
-    order = [classifier.kinds.index(name) for name in adapter.routed]
-    head = classifier.head
-    head.weight.copy_(head.weight[order].clone())
-    head.bias.copy_(head.bias[order].clone())
-    classifier.name(adapter.routed)

@@ -6,6 +6,7 @@ of their filters, if there is one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,15 @@ from restorekit_adms.naming import unknown
 Route = Callable[[Tensor], Tensor]
 
 ROUTERS = ("auto", "classifier", "oracle", "uniform", "overlap")
+# What each option must be, and what to write.
+_OPTIONS = {
+    "label": ("a name", "write the degradation, as rain"),
+    "steps": ("a whole number above 0", "write 8"),
+    "ratio": ("a share above 0, up to 1", "write 0.25"),
+    "temperature": ("a number above 0", "write 0.1"),
+}
+# By how much shares may miss a sum of one, in precisions that do not round by more.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class RouterChoice:
         """Read what stands in a pipeline: a name, or a mapping with the name and options.
 
         Raises:
-            ConfigError: there is no such router or option.
+            ConfigError: there is no such router or option, or an option has a value that makes no sense.
         """
         if not isinstance(given, (str, Mapping)):
             if not callable(given):
@@ -66,7 +76,12 @@ class RouterChoice:
                 "the oracle must be told the degradation",
                 "router: {name: oracle, label: rain}",
             )
-        return cls(name, label=str(facts.pop("label", "")), options=facts)
+        for key, value in facts.items():
+            if not _fits(key, value):
+                raise ConfigError(
+                    f"params.router.{key}", f"{value!r} is not {_OPTIONS[key][0]}", _OPTIONS[key][1]
+                )
+        return cls(name, label=facts.pop("label", ""), options=facts)
 
     @property
     def argument(self) -> str | dict[str, Any]:
@@ -75,6 +90,15 @@ class RouterChoice:
             return "auto"
         options = {**({"label": self.label} if self.label else {}), **(self.options or {})}
         return {"name": self.name, **options} if options else self.name
+
+
+def _fits(key: str, value: object) -> bool:
+    if key == "label":
+        return isinstance(value, str)
+    # True and false are numbers to Python.
+    if isinstance(value, bool) or not isinstance(value, int if key == "steps" else (int, float)):
+        return False
+    return math.isfinite(value) and 0 < value <= (1 if key == "ratio" else math.inf)
 
 
 def certain(label: str, kinds: Sequence[str], images: Tensor) -> Tensor:
@@ -95,12 +119,18 @@ def uniform(kinds: Sequence[str], images: Tensor) -> Tensor:
     return torch.full((len(images), len(kinds)), 1 / max(1, len(kinds)), device=images.device)
 
 
-def checked(shares: Tensor, images: Tensor, kinds: Sequence[str]) -> Tensor:
+def checked(shares: object, images: Tensor, kinds: Sequence[str]) -> Tensor:
     """Return what a user's router said, (B, K).
 
     Raises:
-        RestoreKitError: it has another shape, or holds what is no number.
+        RestoreKitError: it is no tensor, has another shape, or its rows are no shares.
     """
+    if not isinstance(shares, Tensor) or shares.is_complex():
+        found = shares.dtype if isinstance(shares, Tensor) else type(shares).__name__
+        raise RestoreKitError(
+            f"the router returned {found}, expected a tensor of shares",
+            "return torch.tensor([[1.0, 0.0]]) for one image that is wholly of the first of two kinds",
+        )
     shape, expected = tuple(shares.shape), (len(images), len(kinds))
     if shape != expected:
         raise RestoreKitError(
@@ -111,6 +141,16 @@ def checked(shares: Tensor, images: Tensor, kinds: Sequence[str]) -> Tensor:
         raise RestoreKitError(
             "the router returned values that are not finite", "check the router and the image"
         )
+    # Of whole numbers, mixtures would be rounded to whole numbers.
+    shares = shares if shares.is_floating_point() else shares.float()
+    tolerance = max(_TOLERANCE, torch.finfo(shares.dtype).eps)
+    for row in shares.tolist():
+        if any(share < 0 for share in row) or (row and abs(sum(row) - 1) > tolerance):
+            told = ", ".join(f"{share:.4g}" for share in row)
+            raise RestoreKitError(
+                f"the router returned {told} for an image, which are no shares: none negative, 1 in all",
+                "return logits.softmax(1), or set_adapter for weights of any size",
+            )
     return shares
 
 

@@ -1,21 +1,26 @@
 """Which filters are chosen, and what becomes of them: verbs, combination, what cannot be."""
 
 import copy
+import gc
+import pickle
+import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from adms_cases import KINDS, adapter_of, bits, images, network_of, same
 from torch import nn
 
 from restorekit.contracts import Backbone
-from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, RestoreKitError, WeightsError
 from restorekit.filters import FilterScores, FilterTable, fingerprint
 from restorekit.registry import adapters, backbones
 from restorekit_adms.adapter import Adms
 from restorekit_adms.deltas import Delta, units_of, vectors_of
 from restorekit_adms.files import inspect
 from restorekit_adms.network import Adaptive
+from restorekit_adms.routing import RouterChoice
 
 
 @pytest.fixture(autouse=True)
@@ -149,6 +154,90 @@ def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
     assert torch.equal(adaptive(x), expected)
 
 
+@pytest.mark.parametrize("gone", [["rain"], ["blur"], ["noise", "rain"]])
+def test_classifier_goes_on_among_the_degradations_that_are_left(gone, tmp_path):
+    network = network_of()
+    kinds = ["rain", "blur", "noise"]
+    adapter, adaptive = adapter_of(network, router="classifier", degradations=kinds, none="clean")
+    x = images(network, 2)
+    shares = adaptive.judge(x)[0]
+    left = [index for index, name in enumerate((*kinds, "clean")) if name not in gone]
+    for name in gone:
+        adaptive.delete_adapter(name)
+    found = adaptive.judge(x)[0]
+    torch.testing.assert_close(found, shares[:, left] / shares[:, left].sum(1, keepdim=True))
+    path = adapter.save(tmp_path / "left.safetensors")
+    for again in (Adms.load(path), Adms(parts=[str(path)])):
+        assert again.classifier.kinds == again.kinds == adapter.kinds
+        restored = again.attach(network).eval().requires_grad_(False)
+        torch.testing.assert_close(restored.judge(x)[0], found)
+        torch.testing.assert_close(restored(x), adaptive(x))
+
+
+def test_filters_that_take_the_place_of_deleted_ones_have_their_share(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier")
+    x = images(network)
+    shares, expected = adaptive.judge(x)[0], adaptive(x)
+    adaptive.save_adapter("rain", tmp_path / "rain.safetensors")
+    adaptive.delete_adapter("rain")
+    assert adaptive.judge(x)[0].tolist() == [[1.0]]
+    adaptive.load_adapter(tmp_path / "rain.safetensors")
+    assert adapter.kinds == ("blur", "rain") and torch.equal(adaptive.judge(x)[0], shares.flip(1))
+    torch.testing.assert_close(adaptive(x), expected)
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors")).attach(network).eval()
+    torch.testing.assert_close(again(x), adaptive(x))
+
+
+def test_degradation_that_came_after_the_classifier_is_refused_in_a_file_with_the_ways_out(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router="classifier")
+    x = images(network)
+    expected = adaptive(x)
+    adaptive.add_adapter("noise")
+    torch.testing.assert_close(adaptive(x), expected)
+    assert adaptive.judge(x)[0][0, 2] == 0
+    with pytest.raises(
+        RestoreKitError,
+        match=r"tells rain, blur, the filters are for rain, blur, noise"
+        r"(.|\n)*save_delta(.|\n)*train: classifier"
+        r"(.|\n)*classifier = None(.|\n)*set_adapter(.|\n)*router",
+    ):
+        adapter.save(tmp_path / "adms.safetensors")
+    written = [str(adaptive.save_adapter(name, tmp_path / f"{name}.safetensors")) for name in adapter.names]
+    again = Adms(parts=written, train="classifier")
+    assert again.classifier.kinds == adapter.names
+    adapter.classifier = None
+    adapter.router = RouterChoice.of("uniform")
+    assert Adms.load(adapter.save(tmp_path / "adms.safetensors")).names == adapter.names
+
+
+@pytest.mark.parametrize("router", ["auto", "classifier"])
+@pytest.mark.parametrize("degradations", [KINDS, ["rain"]])
+def test_network_whose_degradations_are_all_gone_says_so(router, degradations):
+    network = network_of()
+    adapter, adaptive = adapter_of(network, router=router, degradations=degradations)
+    x = images(network)
+    for name in degradations:
+        adaptive.delete_adapter(name)
+    with pytest.raises(RestoreKitError, match=r"no degradation left|the filters are for none"):
+        adaptive(x)
+    assert adapter.kinds == () and torch.equal(adaptive.unload()(x), network(x))
+    adaptive.add_adapter("noise")
+    adaptive.set_adapter("noise")
+    assert torch.equal(adaptive(x), network(x))
+
+
+def test_classifier_of_unknown_order_is_not_cut(tmp_path):
+    adapter, _ = adapter_of(network_of(), router="classifier")
+    other = Adms(["blur", "rain"])
+    other.make_room(adapter.state_dict())
+    other.load_state_dict(adapter.state_dict())
+    other.drop("blur")
+    with pytest.raises(WeightsError, match="not trained to tell blur, rain, in this order"):
+        other.save(tmp_path / "adms.safetensors")
+
+
 @pytest.mark.parametrize(
     "router",
     ["uniform", "classifier", {"name": "overlap", "steps": 2}, lambda x: torch.full((len(x), 2), 0.5)],
@@ -277,12 +366,136 @@ def test_merge_that_is_not_finite_is_refused():
         adaptive.merge_adapter()
 
 
+def test_base_is_merged_into_by_one_network_at_a_time_and_is_afterwards_what_it_was():
+    network = network_of()
+    before, x = bits(network), images(network)
+    _, one = adapter_of(network, degradations=["rain"], router="auto")
+    _, other = adapter_of(network, degradations=["blur"], router="auto")
+    expected = other(x)
+    judged = other.for_image(x, 0)
+    one.merge_adapter("rain")
+    merged = bits(network)
+    for refused in (
+        lambda: other.merge_adapter("blur"),
+        lambda: other.merge_and_unload("blur"),
+        lambda: other.unload(),
+        lambda: other(x),
+        lambda: judged(x),
+        lambda: Adms(["noise"], mask="random").attach(network),
+    ):
+        with pytest.raises(RestoreKitError, match="another network has merged its filters into the base"):
+            refused()
+    with other.disable_adapter(), pytest.raises(RestoreKitError, match="another network has merged"):
+        other(x)
+    other.unmerge_adapter()
+    assert same(bits(network), merged), "who has merged nothing takes nothing out"
+    assert torch.equal(one(x), network(x))
+    one.unmerge_adapter()
+    other.merge_adapter("blur")
+    other.unmerge_adapter()
+    assert same(bits(network), before) and torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda each: pickle.loads(pickle.dumps(each))])
+def test_copy_of_a_network_with_merged_filters_has_them_in_its_own_base(copied):
+    network = network_of()
+    before, x = bits(network), images(network)
+    _, one = adapter_of(network, degradations=["rain"])
+    one.merge_adapter("rain")
+    twin = copied(one)
+    one.unmerge_adapter()
+    with pytest.raises(RestoreKitError, match="another network has merged"):
+        Adms(["blur"], mask="random").attach(twin.backbone)
+    assert not torch.equal(twin(x), network(x))
+    twin.unmerge_adapter()
+    assert same(bits(twin.backbone), before) and same(bits(network), before)
+
+
+def test_filters_that_a_network_left_in_the_base_are_not_taken_for_the_base():
+    network = network_of()
+    x = images(network)
+    _, one = adapter_of(network, degradations=["rain"])
+    _, other = adapter_of(network, degradations=["blur"])
+    one.merge_adapter("rain")
+    left = weakref.ref(one)
+    del one
+    gc.collect()
+    assert left() is None, "that filters are merged keeps no network alive"
+    with pytest.raises(RestoreKitError, match="merged by another network, which is gone"):
+        other(x)
+    fresh = copy.deepcopy(network)
+    adapter_of(fresh)[1](x)
+
+
 # What cannot be.
 
 
-def test_network_without_filters_is_refused():
-    with pytest.raises(RestoreKitError, match="Median has no filters"):
+def test_network_without_filters_is_refused_with_a_hint_that_can_be_followed():
+    with pytest.raises(RestoreKitError, match="Median has no filters") as caught:
         Adms(["rain"], mask="random").attach(backbones["median"].load()())
+    assert caught.value.hint == "take a backbone with convolutions or linear layers, as nafnet"
+
+
+def test_network_whose_weights_a_hook_computes_is_refused_with_its_own_hint():
+    class Hooked(Backbone):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.conv.weight_v = nn.Parameter(torch.ones(3, 3, 3, 3))
+
+        def forward(self, degraded):
+            return self.conv(degraded)
+
+    with pytest.raises(RestoreKitError, match=r"parametrizations"):
+        Adms(["rain"], mask="random").attach(Hooked())
+
+
+@pytest.mark.parametrize("value", [torch.nan, float("inf"), "x", "0.5", None, [1, 2]])
+def test_weight_or_scale_that_is_no_number_is_refused_and_changes_nothing(value):
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    x = images(network)
+    expected = adaptive(x)
+    for problem, refused in (
+        ("the scale of rain is", lambda: adaptive.set_scale("rain", value)),
+        ("the weight of rain is", lambda: adaptive.set_adapter({"rain": value})),
+        ("the weight of rain is", lambda: adaptive.merge_adapter({"rain": value})),
+        ("the weight of rain is", lambda: adaptive.combine("both", {"rain": value})),
+    ):
+        with pytest.raises(RestoreKitError, match=problem):
+            refused()
+    assert adapter.names == tuple(KINDS) and torch.equal(adaptive(x), expected)
+
+
+def test_numbers_of_other_kinds_are_weights():
+    network = network_of()
+    _, adaptive = adapter_of(network)
+    x = images(network)
+    adaptive.set_adapter({"rain": 0.5, "blur": 1})
+    expected = adaptive(x)
+    adaptive.set_adapter({"rain": torch.tensor(0.5), "blur": np.float32(1)})
+    assert torch.equal(adaptive(x), expected)
+
+
+def test_what_names_no_degradations_is_refused():
+    adapter, adaptive = adapter_of(network_of(), none="clean")
+    with pytest.raises(RestoreKitError, match="there is nothing to combine"):
+        adaptive.combine("nothing", {})
+    with pytest.raises(RestoreKitError, match="no degradation 'clean'; it knows: rain, blur"):
+        adaptive.combine("nothing", {"clean": 1.0})
+    with pytest.raises(RestoreKitError, match="3 are no weights"):
+        adaptive.set_adapter(3)
+    with pytest.raises(RestoreKitError, match=r"no degradation \['rain'\]"):
+        adaptive.set_adapter([["rain"]])
+    assert adapter.names == tuple(KINDS)
+
+
+@pytest.mark.parametrize("key", ["degradations", "parts", "combined"])
+def test_one_text_in_place_of_a_list_is_refused(key):
+    with pytest.raises(
+        ConfigError, match=rf"params\.{key}: 'rain' is one text, not a list\n.*{key}: \[rain\]"
+    ):
+        Adms(**{"degradations": ["rain"], key: "rain"})
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,19 @@
 
 import pytest
 import torch
-from adms_cases import KINDS, adapter_of, bits, images, network_of, same
+from adms_cases import KINDS, SMALL, adapter_of, bits, images, network_of, same
+from safetensors.torch import save_file
 from torch.nn import functional
 
+from restorekit.config import PipelineSpec
 from restorekit.contracts import Verdict
 from restorekit.errors import ConfigError, RestoreKitError
+from restorekit.image import Image
+from restorekit.pipeline import Pipeline
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_adms.adapter import Adms
 from restorekit_adms.classifier import Classifier, _details
+from restorekit_adms.routing import RouterChoice, checked
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +108,7 @@ def test_a_share_below_the_least_leaves_the_image_to_the_base():
         True,
         True,
     ]
-    with pytest.raises(ConfigError, match="without top1 every share acts"):
+    with pytest.raises(ConfigError, match=r"without top1 every share acts\n.*top1: true, too, or least: 0"):
         adapter_of(network_of(), least=0.5)
     with pytest.raises(ConfigError, match="is no share"):
         adapter_of(network_of(), top1=True, least=1.5)
@@ -167,7 +172,101 @@ def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
     assert same(bits(network), before)
 
 
+def test_router_by_overlap_says_the_same_wherever_the_network_was_moved_or_laid_out_anew():
+    network = network_of()
+    _, adaptive = adapter_of(network, router={"name": "overlap", "steps": 2})
+    x = images(network, 2)
+    expected = adaptive.judge(x)[0]
+    adaptive.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(adaptive.judge(x)[0], expected)
+        adaptive.double()
+        torch.testing.assert_close(adaptive.judge(x)[0], expected, check_dtype=False, atol=0.1, rtol=0)
+    with torch.enable_grad():
+        assert torch.allclose(adaptive.judge(x)[0].sum(1), torch.ones(2))
+
+
+def test_router_by_overlap_judges_in_a_pipeline(tmp_path):
+    network = network_of()
+    adapter, adaptive = adapter_of(network)
+    save_file(network.state_dict(), tmp_path / "base.safetensors")
+    weights = adapter.save(tmp_path / "adms.safetensors")
+    step = {
+        "name": "nafnet",
+        "params": SMALL["nafnet"],
+        "weights": str(tmp_path / "base.safetensors"),
+        "adapter": {"name": "adms", "weights": str(weights), "params": {"router": "overlap"}},
+    }
+    pipeline = Pipeline.build(PipelineSpec.load({"steps": [{"restore": step}]}), "cpu")
+    image = images(network)
+    verdict = pipeline(Image(image[0])).verdict
+    adapter.router = RouterChoice.of("overlap")
+    assert verdict.source == "overlap" and sum(verdict.shares.values()) == pytest.approx(1)
+    assert list(verdict.shares.values()) == pytest.approx(adaptive.judge(image)[0][0].tolist(), abs=1e-3)
+
+
 @pytest.mark.parametrize("router", ["clasifier", {"name": "oracle"}, {"name": "uniform", "label": "x"}, 3])
 def test_router_that_makes_no_sense_is_refused(router):
     with pytest.raises(ConfigError, match=r"params\.router"):
         Adms(["rain"], router=router)
+
+
+@pytest.mark.parametrize(
+    ("router", "problem"),
+    [
+        ({"name": "oracle", "label": 3}, r"params\.router\.label: 3 is not a name"),
+        (
+            {"name": "overlap", "steps": "many"},
+            r"params\.router\.steps: 'many' is not a whole number above 0",
+        ),
+        ({"name": "overlap", "steps": 0}, r"params\.router\.steps: 0"),
+        ({"name": "overlap", "steps": 2.5}, r"params\.router\.steps: 2\.5"),
+        ({"name": "overlap", "steps": True}, r"params\.router\.steps: True"),
+        ({"name": "overlap", "temperature": 0}, r"params\.router\.temperature: 0 is not a number above 0"),
+        ({"name": "overlap", "temperature": float("inf")}, r"params\.router\.temperature: inf"),
+        ({"name": "overlap", "temperature": None}, r"params\.router\.temperature: None"),
+        ({"name": "overlap", "ratio": 5}, r"params\.router\.ratio: 5 is not a share above 0, up to 1"),
+        ({"name": "overlap", "ratio": float("nan")}, r"params\.router\.ratio: nan"),
+    ],
+)
+def test_option_of_a_router_that_makes_no_sense_is_refused_by_its_name(router, problem):
+    with pytest.raises(ConfigError, match=problem):
+        Adms(["rain"], router=router)
+
+
+def test_options_of_a_router_that_make_sense_are_kept():
+    options = {"steps": 1, "ratio": 1, "temperature": 0.5}
+    assert Adms(["rain"], router={"name": "overlap", **options}).router.options == options
+
+
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [
+        ([[0.5, 0.5]], "returned list, expected a tensor of shares"),
+        (None, "returned NoneType, expected a tensor"),
+        (torch.ones(1, 2, dtype=torch.complex64), r"returned torch\.complex64"),
+        (torch.tensor([[-3, 9]]), "returned -3, 9 for an image, which are no shares"),
+        (torch.tensor([[1.5, -0.5]]), "returned 1.5, -0.5 for an image"),
+        (torch.tensor([[0.5, 0.4]]), "returned 0.5, 0.4 for an image"),
+        (torch.zeros(1, 2), "returned 0, 0 for an image"),
+    ],
+)
+def test_function_that_returns_no_shares_is_refused_as_a_router(returned, problem):
+    _, adaptive = adapter_of(network_of(), router=lambda batch: returned)
+    with pytest.raises(RestoreKitError, match=problem):
+        adaptive(images(adaptive))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float16, torch.float64])
+def test_function_may_return_shares_in_any_precision(dtype):
+    network = network_of()
+    _, adaptive = adapter_of(network, router=lambda batch: torch.tensor([[0, 1]], dtype=dtype))
+    _, told = adapter_of(network, router={"name": "oracle", "label": "blur"})
+    assert torch.equal(adaptive(images(network)), told(images(network)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_shares_that_a_precision_rounds_are_shares(dtype):
+    kinds = [f"kind{number}" for number in range(100)]
+    shares = torch.randn(50, 100, generator=torch.Generator().manual_seed(0)).softmax(1).to(dtype)
+    assert checked(shares, torch.zeros(50), kinds) is shares
