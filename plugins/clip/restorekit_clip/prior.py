@@ -155,6 +155,7 @@ def _config(place: Source, model: str | None, open_clip: Any) -> tuple[dict[str,
         raise ConfigError(
             "params.model", f"{place.file} cannot tell its architecture", "write model: ViT-B-32"
         )
+    place.expect((CONFIG, TENSORS))
     (path,) = place.take(CONFIG)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))

@@ -183,6 +183,13 @@ def test_missing_tensors_and_files_are_named(folder, tmp_path):
         Clip(str(tmp_path))
 
 
+def test_a_folder_without_any_file_is_told_both(tmp_path):
+    with pytest.raises(
+        WeightsError, match=r"has no open_clip_config.json and \(open_clip_model.safetensors or "
+    ):
+        Clip(str(tmp_path))
+
+
 def test_what_is_not_finite_is_an_error(folder):
     image = torch.rand(1, 3, 32, 32)
     image[0, 0, 0, 0] = float("nan")
