@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-PANEL = 320  # pixels; width of one picture
+PANEL = 320  # pixels; width of one panel
+TALLEST = 2 * PANEL  # of one picture: a strip a few pixels wide would make a sheet that no viewer opens
 MARGIN = 8
 LABEL = 44
 COLUMNS = 4
@@ -26,16 +27,17 @@ def sheet(degraded: Tensor, restored: Tensor, looks: Mapping[str, Mapping[str, T
 
     A map of three channels is shown in colour, one of another number by its mean, values by channel as bars.
     What is never negative is white at its largest value, or at 1 if that is larger; what has a sign is gray
-    where it is zero.
+    where it is zero. Every picture has the aspect of the degraded image, as large as ``PANEL`` by ``TALLEST``
+    allows.
 
     Args:
         degraded: (C, H, W).
         restored: (C, H, W).
         looks: by step, then by name: (1, D, h, w), or (1, D).
     """
-    height = max(1, round(degraded.shape[1] * PANEL / degraded.shape[2]))
+    width, height = _fitted(degraded.shape[2], degraded.shape[1])
     panels = [
-        _panel(f"{step.partition(' ')[2] or step}: {name}", value, (PANEL, height))
+        _panel(f"{step.partition(' ')[2] or step}: {name}", value, (width, height))
         for step, maps in {
             " images": {"degraded": degraded[None], "restored": restored[None]},
             **looks,
@@ -52,15 +54,20 @@ def sheet(degraded: Tensor, restored: Tensor, looks: Mapping[str, Mapping[str, T
     return picture
 
 
+def _fitted(width: int, height: int) -> tuple[int, int]:
+    scale = min(PANEL / width, TALLEST / height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def _panel(title: str, value: Tensor, size: tuple[int, int]) -> PIL.Image.Image:
     value = value[0].detach().cpu().float()
-    panel = PIL.Image.new("RGB", (size[0], size[1] + LABEL), PAPER)
+    panel = PIL.Image.new("RGB", (PANEL, size[1] + LABEL), PAPER)
     pen = PIL.ImageDraw.Draw(panel)
     sides = "x".join(map(str, value.shape))
     pen.text((0, 2), title, INK, PIL.ImageFont.load_default(15))
     said = f"{sides}   {value.min():.3g} to {value.max():.3g}, mean {value.mean():.3g}"
     pen.text((0, 23), said, FAINT, PIL.ImageFont.load_default(13))
-    drawn = _bars(value, size) if value.ndim == 1 else _picture(value, size)
+    drawn = _bars(value, (PANEL, size[1])) if value.ndim == 1 else _picture(value, size)
     panel.paste(drawn, (0, LABEL))
     return panel
 

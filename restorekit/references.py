@@ -42,6 +42,7 @@ class Source:
         self.reference = reference
         self._offline = is_offline() if offline is None else offline
         self.taken: dict[str, Path] = {}
+        self._expected: tuple[Need, ...] = ()
         self._folder: Path | None = None
         self._file: Path | None = None
         self._repository, self._revision = "", ""
@@ -72,6 +73,13 @@ class Source:
             self.taken[self._file.name] = self._file
         return self._file
 
+    def expect(self, needs: Iterable[Need]) -> None:
+        """Say all that the model is read of, before the first is taken.
+
+        Where one of these files is missing, the error then names every one that is. Nothing is looked up.
+        """
+        self._expected = tuple(needs)
+
     def take(self, need: Need) -> list[Path]:
         """Return the file of a need, downloaded if it has to be; several where weights come in shards.
 
@@ -81,13 +89,13 @@ class Source:
         """
         found = self._first(need.names)
         if found is None:
-            raise self._missing(need.names)
+            raise self._missing(need)
         name, path = found
         if not name.endswith(_INDEX):
             return [path]
         folder = name.rpartition("/")[0]
-        shards = _shards(path, need.tensors)
-        return [self._shard(f"{folder}/{shard}".lstrip("/")) for shard in shards]
+        shards = [f"{folder}/{shard}".lstrip("/") for shard in _shards(path, need.tensors)]
+        return [self._shard(shard, need) for shard in shards]
 
     def has(self, need: Need) -> bool:
         """Tell whether a need can be met; online this asks the hub, and downloads."""
@@ -95,23 +103,24 @@ class Source:
 
     def is_here(self, needs: Iterable[Need]) -> bool:
         """Tell whether all files are on this machine; downloads nothing."""
-        return all(self._is_here(need) for need in needs)
+        return not any(self._absent(need) for need in needs)
 
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of every file that was taken, by its name in the model."""
         return {name: sha256(path) for name, path in sorted(self.taken.items())}
 
-    def _is_here(self, need: Need) -> bool:
+    def _absent(self, need: Need) -> list[tuple[str, ...]]:
+        """Return what of a need is not on this machine: by the names that each file may have."""
         for name in need.names:
             path = self._local(name)
             if path is None:
                 continue
             if not name.endswith(_INDEX):
-                return True
+                return []
             folder = name.rpartition("/")[0]
-            shards = _shards(path, need.tensors)
-            return all(self._local(f"{folder}/{shard}".lstrip("/")) for shard in shards)
-        return False
+            shards = [f"{folder}/{shard}".lstrip("/") for shard in _shards(path, need.tensors)]
+            return [(shard,) for shard in shards if self._local(shard) is None]
+        return [need.names]
 
     def _local(self, name: str) -> Path | None:
         if self._repository:
@@ -133,29 +142,37 @@ class Source:
                 return name, path
         return None
 
-    def _shard(self, name: str) -> Path:
+    def _shard(self, name: str, need: Need) -> Path:
         found = self._first((name,))
         if found is None:
-            raise self._missing((name,))
+            raise self._missing(need, (name,))
         return found[1]
 
-    def _missing(self, names: tuple[str, ...]) -> WeightsError:
-        expected = " or ".join(names)
+    def _missing(self, need: Need, names: tuple[str, ...] = ()) -> WeightsError:
+        """Return the error that a need cannot be met; ``names`` are of the one file of it that is missing."""
+        expected = " or ".join(names or need.names)
         if self._file is not None:
             return WeightsError(
                 f"{self.reference} is one file, and {expected} is needed beside it",
                 "give the folder that holds both, as dir:FOLDER",
             )
+        if self._folder is None and not self._offline:
+            return WeightsError(
+                f"{self.reference} has no {expected}", "check the repository and its revision"
+            )
+        needs = self._expected if need in self._expected else (need, *self._expected)
+        absent = list(dict.fromkeys(file for each in needs for file in self._absent(each)))
+        # What another process has put there meanwhile was missing nevertheless.
+        listed = _listed(absent or [names or need.names])
         if self._folder is not None:
             return WeightsError(
-                f"{self._folder} has no {expected}", "copy it there from the model's repository"
+                f"{self._folder} has no {listed}",
+                f"copy {'it' if len(absent) == 1 else 'them'} there from the model's repository",
             )
-        if self._offline:
-            return OfflineError(
-                f"{self.reference} has no {expected} on this machine and downloads are off (offline)",
-                "go online once; or fetch the files elsewhere into a folder, and give it as dir:FOLDER",
-            )
-        return WeightsError(f"{self.reference} has no {expected}", "check the repository and its revision")
+        return OfflineError(
+            f"{self.reference} has no {listed} on this machine and downloads are off (offline)",
+            "go online once; or fetch the files elsewhere into a folder, and give it as dir:FOLDER",
+        )
 
 
 def source(reference: str, declared: Iterable[Pretrained] = ()) -> Source:
@@ -199,6 +216,7 @@ def fetch(item: Pretrained, *, offline: bool | None = None) -> list[Path]:
     place = Source(item.reference, offline=offline)
     if place.file is not None:
         return [place.file]
+    place.expect(item.needs)
     return [path for need in item.needs for path in place.take(need)]
 
 
@@ -230,6 +248,14 @@ def _shards(index: Path, prefixes: tuple[str, ...]) -> list[str]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index} is no index of shards: {error}", "fetch it again") from error
     return sorted(wanted)
+
+
+def _listed(files: list[tuple[str, ...]]) -> str:
+    """Return ``a, b and (c or d)``."""
+    if len(files) == 1:
+        return " or ".join(files[0])
+    *others, last = (" or ".join(names) if len(names) == 1 else f"({' or '.join(names)})" for names in files)
+    return f"{', '.join(others)} and {last}"
 
 
 def _existing(path: Path, reference: str, *, folder: bool) -> Path:

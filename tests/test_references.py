@@ -126,6 +126,35 @@ def test_what_is_missing_is_named(folder):
         Source(f"dir:{folder}").take(TENSORS)
 
 
+def test_all_that_is_missing_from_a_folder_is_named_at_once(folder):
+    place = Source(f"dir:{folder}")
+    other = Need(("other.bin", "other.pt"), ())
+    place.expect((CONFIG, TENSORS, other, Need(("more.json",))))
+    assert place.take(CONFIG)
+    with pytest.raises(WeightsError, match=r"has no \(other.bin or other.pt\) and more.json\n") as caught:
+        place.take(other)
+    assert caught.value.hint == "copy them there from the model's repository"
+    (folder / "config.json").unlink()
+    (folder / "one.safetensors").unlink()
+    with pytest.raises(
+        WeightsError, match=r"has no config.json, one.safetensors, \(other.bin or .* more.json\n"
+    ):
+        place.take(CONFIG)
+    with pytest.raises(WeightsError, match=r"has no config.json, one.safetensors, "):
+        place.take(TENSORS)
+    place.expect(())
+    with pytest.raises(WeightsError, match=r"has no config.json\n") as caught:
+        place.take(CONFIG)
+    assert caught.value.hint == "copy it there from the model's repository"
+
+
+def test_every_shard_that_is_missing_is_named(folder):
+    (folder / "one.safetensors").unlink()
+    (folder / "two.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"has no one.safetensors and two.safetensors\n"):
+        Source(f"dir:{folder}").take(Need(TENSORS.names))
+
+
 def test_one_file_has_nothing_beside_it(folder):
     place = Source(f"file:{folder / 'one.safetensors'}")
     assert place.file == folder / "one.safetensors"
@@ -191,6 +220,26 @@ def test_offline_nothing_is_asked_for(hub, monkeypatch):
         Source("hub:acme/model").take(CONFIG)
     assert "dir:FOLDER" in caught.value.hint
     assert hub.sent == []
+
+
+def test_offline_every_file_of_a_tag_that_is_not_here_is_named(declared, hub, run):
+    expected = "config.json and (model.safetensors or model.safetensors.index.json) on this machine"
+    with pytest.raises(OfflineError) as caught:
+        fetch(model(), offline=True)
+    assert f"hub:acme/model has no {expected}" in caught.value.message
+    code, _, err = run("weights", "download", "prior:brightness", "--offline")
+    assert code != 0 and expected in err and hub.sent == []
+    Source("hub:acme/model").take(CONFIG)
+    with pytest.raises(
+        OfflineError, match=r"has no model.safetensors or model.safetensors.index.json on this"
+    ):
+        fetch(model(), offline=True)
+
+
+def test_online_only_what_the_hub_does_not_have_is_named(hub):
+    (hub.folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match=r"has no config.json\n"):
+        fetch(model())
 
 
 def referring(tmp_path):

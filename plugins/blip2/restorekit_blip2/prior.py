@@ -68,6 +68,7 @@ class Blip2(FrozenPrior):
                 "params.tokens", f"are {self.tokens!r}", near(self.tokens, _TOKENS) or "use projection"
             )
         place = source(reference, WEIGHTS)
+        place.expect((CONFIG, TENSORS))
         (path,) = place.take(CONFIG)
         transformers = library("transformers", _PLUGIN)
         self.library = version("transformers")

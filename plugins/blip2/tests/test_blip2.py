@@ -168,7 +168,7 @@ def test_wrong_arguments_are_refused(folder, tmp_path):
 def test_offline_without_files_says_what_is_needed(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(OfflineError, match=r"hub:Salesforce/blip2-itm-vit-g has no config.json"):
+    with pytest.raises(OfflineError, match=r"vit-g has no config.json and \(model.safetensors or "):
         Blip2()
     assert sum(item.default for item in WEIGHTS) == 1
 

@@ -34,8 +34,8 @@ class Clip(FrozenPrior):
         reference: a tag (``restorekit weights list clip``), ``hub:owner/repository``, or the path of a folder
             with open_clip_config.json and weights, or of a file of weights.
         model: architecture as open_clip names it; needed for a file, which cannot tell.
-        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were; needed for a file. As the
-            tag or the folder's config say when None.
+        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were; needed for a file, and for
+            a config that does not say. As the tag or the config say when None.
         layers: blocks whose tokens are returned, joined over channels; -1 is the last.
         positions: for images of another size than the model's: ``resize`` its position embedding, or
             ``none`` to leave that of patches out.
@@ -70,19 +70,17 @@ class Clip(FrozenPrior):
             )
         place = source(reference, WEIGHTS)
         if quick_gelu is None:
-            quick_gelu = next(
-                (bool(item.params["quick_gelu"]) for item in WEIGHTS if item.tag == reference), None
-            )
+            quick_gelu = _published(reference)
         open_clip = library("open_clip", _PLUGIN)
         self.library = version("open_clip_torch")
         config, preprocessing = _config(place, model, open_clip)
-        quick = _quick_gelu(quick_gelu, config, place)
         vision = config["vision_cfg"]
         if vision.get("timm_model_name"):
             raise WeightsError(
                 f"{place.reference}: the image tower of this model is timm's {vision['timm_model_name']}",
                 "use the prior timm",
             )
+        quick = _quick_gelu(quick_gelu, config, place)
         with torch.device("meta"):
             # Private, because open_clip offers the image tower only together with the text tower.
             tower = open_clip.model._build_vision_tower(config["embed_dim"], vision, quick)
@@ -157,6 +155,7 @@ def _config(place: Source, model: str | None, open_clip: Any) -> tuple[dict[str,
         raise ConfigError(
             "params.model", f"{place.file} cannot tell its architecture", "write model: ViT-B-32"
         )
+    place.expect((CONFIG, TENSORS))
     (path,) = place.take(CONFIG)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -167,14 +166,23 @@ def _config(place: Source, model: str | None, open_clip: Any) -> tuple[dict[str,
         raise WeightsError(f"{path} is no config of open_clip: {error!r}", "fetch it again") from error
 
 
+def _published(reference: str) -> bool | None:
+    """Return what is known of a model that has a tag, also where it is named by its repository."""
+    named = reference.partition("@")[0]
+    known = (item.params["quick_gelu"] for item in WEIGHTS if named in (item.tag, item.reference))
+    return next((bool(stated) for stated in known), None)
+
+
 def _quick_gelu(asked: bool | None, config: Mapping[str, Any], place: Source) -> bool:
     if asked is not None:
         return asked
-    # Published configs of OpenAI's models do not always say it, and open_clip only warns.
-    if place.file is not None or ("quick_gelu" not in config and "openai" in place.reference.lower()):
+    stated = config.get("quick_gelu")
+    # Configs without the key are of OpenAI's models and of LAION's; open_clip takes all for GELU, and warns.
+    if place.file is not None or stated is None:
         raise ConfigError(
             "params.quick_gelu",
-            f"{place.reference} cannot tell",
-            "write true for OpenAI's models, false for most others",
+            f"{place.reference} cannot tell whether the model was trained with QuickGELU or with GELU",
+            "write quick_gelu: true for OpenAI's own weights, false for LAION's and others', unless their "
+            "publisher says otherwise",
         )
-    return bool(config.get("quick_gelu", False))
+    return bool(stated)

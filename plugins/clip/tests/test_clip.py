@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from restorekit.errors import ConfigError, ContractError, WeightsError
+from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
 from restorekit_clip.prior import Clip
 from restorekit_clip.published import WEIGHTS
@@ -94,10 +95,66 @@ def test_the_activation_is_explicit(folder, tmp_path):
         Clip(str(folder / "open_clip_model.safetensors"))
     with pytest.raises(ConfigError, match=r"quick_gelu: .*cannot tell"):
         Clip(str(folder / "open_clip_model.safetensors"), model="ViT-B-32")
-    silent = tmp_path / "openai-model"
+
+
+@pytest.fixture
+def silent(folder, tmp_path):
+    """Lay out the same model with a config that does not say which activation it has."""
+    silent = tmp_path / "clip-b32"
     silent.mkdir()
     (silent / "open_clip_config.json").write_text(json.dumps({"model_cfg": CONFIG}))
+    (silent / "open_clip_model.safetensors").symlink_to(folder / "open_clip_model.safetensors")
+    return silent
+
+
+@pytest.mark.parametrize("name", ["clip-b32", "openai-clip", "laion"])
+def test_a_config_that_does_not_say_the_activation_is_asked_about_wherever_it_is(silent, name):
+    place = silent.rename(silent.with_name(name))
+    with pytest.raises(ConfigError, match=r"quick_gelu: .*cannot tell") as caught:
+        Clip(str(place))
+    assert "true for OpenAI's own weights, false for LAION's" in caught.value.hint
+    (place / "open_clip_config.json").write_text(json.dumps({"model_cfg": {**CONFIG, "quick_gelu": None}}))
     with pytest.raises(ConfigError, match=r"quick_gelu: .*cannot tell"):
+        Clip(str(place))
+    image = torch.rand(1, 3, 32, 32)
+    quick, plain = Clip(str(place), quick_gelu=True), Clip(str(place), quick_gelu=False)
+    assert quick.facts["quick_gelu"] and not plain.facts["quick_gelu"]
+    assert (quick(image).glob - plain(image).glob).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("reference", "quick"),
+    [
+        ("openai-vit-b-32", True),
+        ("laion2b-vit-b-32", False),
+        ("hub:timm/vit_base_patch32_clip_224.openai", True),
+        ("hub:timm/vit_base_patch32_clip_224.openai@main", True),
+        ("hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", False),
+    ],
+)
+def test_the_activation_of_a_model_that_has_a_tag_is_known(silent, monkeypatch, reference, quick):
+    """The files are those of the small model, as if the hub's cache held them under this name."""
+    monkeypatch.setattr(
+        Source, "_local", lambda _, name: silent / name if (silent / name).is_file() else None
+    )
+    assert Clip(reference).facts["quick_gelu"] is quick
+    assert Clip(reference, quick_gelu=not quick).facts["quick_gelu"] is not quick
+
+
+def test_the_activation_of_a_repository_without_a_tag_is_asked_about(silent, monkeypatch):
+    monkeypatch.setattr(
+        Source, "_local", lambda _, name: silent / name if (silent / name).is_file() else None
+    )
+    with pytest.raises(ConfigError, match=r"hub:openai/other cannot tell"):
+        Clip("hub:openai/other")
+    assert Clip("hub:openai/other", quick_gelu=True).facts["quick_gelu"]
+
+
+def test_a_tower_of_timm_is_sent_there_before_anything_is_asked(silent):
+    vision = {**CONFIG["vision_cfg"], "timm_model_name": "vit_base_patch16_siglip_224"}
+    document = {"model_cfg": {**CONFIG, "vision_cfg": vision}}
+    (silent / "open_clip_config.json").write_text(json.dumps(document))
+    with pytest.raises(WeightsError, match="is timm's vit_base_patch16_siglip_224"):
         Clip(str(silent))
 
 
@@ -123,6 +180,13 @@ def test_missing_tensors_and_files_are_named(folder, tmp_path):
         Clip(str(tmp_path))
     save_file({"text.x": torch.ones(1)}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(WeightsError, match=r"holds no tensors visual\.\*"):
+        Clip(str(tmp_path))
+
+
+def test_a_folder_without_any_file_is_told_both(tmp_path):
+    with pytest.raises(
+        WeightsError, match=r"has no open_clip_config.json and \(open_clip_model.safetensors or "
+    ):
         Clip(str(tmp_path))
 
 

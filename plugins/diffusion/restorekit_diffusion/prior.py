@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restorekit.catalog import Need
+from restorekit.catalog import Need, Pretrained
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import Source, source
 from restorekit_diffusion.parts import Encoder, Unet
-from restorekit_diffusion.prompt import empty_prompt
+from restorekit_diffusion.prompt import empty_prompt, prompt_needs
 from restorekit_diffusion.published import AUTOENCODER, SCHEDULER, UNET, WEIGHTS, config, tensors
 from restorekit_diffusion.tiny import TinyEncoder
 
@@ -90,15 +90,22 @@ class Diffusion(FrozenPrior):
             diffusers = library("diffusers", _PLUGIN)
             self.library = version("diffusers")
             whole = layer not in ("vae", "latent") and _is_whole(place, reference, layer)
-            folder = AUTOENCODER if whole or place.has(config(AUTOENCODER)) else ""
+            folder = AUTOENCODER if whole or _has_parts(place, reference) else ""
             layer = layer or ("mid" if whole else "latent")
+            needs = [config(folder), tensors(folder, variant)]
+            if whole:
+                needs = [config(UNET), tensors(UNET, variant), *needs]
+                needs += [SCHEDULER] if noise is not None else []
+                # Whether the embedding was kept is known by the UNet's weights alone, which may be missing.
+                needs += prompt_needs(variant) if prompt == "empty" else ()
+            place.expect(needs)
+            unet_config = _read(place, config(UNET)) if whole else {}
             encoder_config = _read(place, config(folder))
             with torch.device("meta"):
                 network = encoder = Encoder(diffusers, encoder_config, layer)
             native = int(encoder_config.get("sample_size") or _NATIVE)
             mean, std = (0.5,) * 3, (0.5,) * 3
             if whole:
-                unet_config = _read(place, config(UNET))
                 kept = 1.0 if noise is None else _kept(diffusers, place, timestep)
                 with torch.device("meta"):
                     network = Unet(diffusers, unet_config, encoder, layer, timestep, kept, noise or 0)
@@ -140,20 +147,23 @@ class Diffusion(FrozenPrior):
 
 
 def _is_whole(place: Source, reference: str, layer: str | None) -> bool:
-    """Tell whether a UNet is walked; one that ought to be there and is not is an error, not an autoencoder.
-
-    Raises:
-        OfflineError, WeightsError: its config is missing.
-    """
-    if place.has(config(UNET)):
+    """Tell whether a UNet is walked; also where it ought to be there and is not, which is an error then."""
+    if layer is not None or place.has(config(UNET)):
         return True
-    named = reference.partition("@")[0]
-    declared = next((item for item in WEIGHTS if named in (item.tag, item.reference)), None)
+    declared = _declared(reference)
     alone = config(UNET) not in declared.needs if declared else place.has(config(""))
-    if layer is None and alone:
-        return False
-    _ = place.take(config(UNET))
-    return True
+    return not alone
+
+
+def _has_parts(place: Source, reference: str) -> bool:
+    """Tell whether the autoencoder is in a folder of its own, beside a UNet."""
+    declared = _declared(reference)
+    return config(AUTOENCODER) in declared.needs if declared else place.has(config(AUTOENCODER))
+
+
+def _declared(reference: str) -> Pretrained | None:
+    named = reference.partition("@")[0]
+    return next((item for item in WEIGHTS if named in (item.tag, item.reference)), None)
 
 
 def _tiny_file(place: Source, layer: str | None) -> TinyEncoder:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from restorekit import cache
+from restorekit.catalog import Need
 from restorekit.errors import WeightsError
 from restorekit.files import replacing
 from restorekit.frozen import library
@@ -54,14 +55,19 @@ def empty_prompt(reference: str, unet: Path, width: int, variant: str | None) ->
     return embedding
 
 
+def prompt_needs(variant: str | None) -> tuple[Need, Need, Need]:
+    """Return what the embedding is made of: config, weights, what a tokenizer fills up with."""
+    return TEXT, tensors("text_encoder/", variant), PADDING
+
+
 def _computed(place: Source, variant: str | None) -> Tensor:
+    needs = prompt_needs(variant)
+    place.expect(needs)
     try:
-        (config,) = place.take(TEXT)
-        (weights,) = place.take(tensors("text_encoder/", variant))
-        (padding,) = place.take(PADDING)
+        (config,), (weights,), (padding,) = map(place.take, needs)
     except WeightsError as error:
         raise type(error)(
-            f"{error.message}: it is needed once, to make the embedding of the empty prompt",
+            f"{error.message}: needed once, to make the embedding of the empty prompt",
             f"{error.hint}; or write prompt: zeros, which no model was trained with",
         ) from error
     transformers = library("transformers", _PLUGIN)

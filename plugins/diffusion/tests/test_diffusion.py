@@ -156,7 +156,7 @@ def test_the_empty_prompt_is_made_once_and_then_needs_no_text_encoder(folder, pa
     monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("text_encoder", "tokenizer"))
-    with pytest.raises(WeightsError, match=r"has no text_encoder/config.json: it is needed once") as caught:
+    with pytest.raises(WeightsError, match=r"has no text_encoder/config.json, .*: needed once") as caught:
         Diffusion(str(bare))
     assert "prompt: zeros" in caught.value.hint
     made = Diffusion(str(folder))
@@ -239,10 +239,46 @@ def test_a_model_whose_unet_is_not_here_is_no_autoencoder(folder, tmp_path, monk
     repository = "someone/diffusion" if "hub" in reference else "stable-diffusion-v1-5/stable-diffusion-v1-5"
     files = {part: (folder / part).read_text()} if part else {}
     cached(tmp_path, monkeypatch, repository, files)
-    with pytest.raises(OfflineError, match=r"has no unet/config\.json on this machine"):
+    with pytest.raises(OfflineError, match=r"has no unet/config\.json, .* on this machine"):
         Diffusion(reference)
     with pytest.raises(WeightsError, match=r"has no unet/config\.json"):
         Diffusion(str(tmp_path))
+
+
+UNET_FILES = ["unet/config.json", "(unet/{0}.fp16.safetensors or unet/{0}.safetensors)"]
+VAE_FILES = ["vae/config.json", "(vae/{0}.fp16.safetensors or vae/{0}.safetensors)"]
+SCHEDULER_FILES = ["scheduler/scheduler_config.json"]
+TEXT_FILES = [
+    "text_encoder/config.json",
+    "(text_encoder/model.fp16.safetensors or text_encoder/model.safetensors)",
+    "(tokenizer/special_tokens_map.json or tokenizer/tokenizer_config.json)",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "files"),
+    [
+        ({}, UNET_FILES + VAE_FILES + TEXT_FILES),
+        ({"noise": 0}, UNET_FILES + VAE_FILES + SCHEDULER_FILES + TEXT_FILES),
+        ({"prompt": "zeros"}, UNET_FILES + VAE_FILES),
+        ({"layer": "vae"}, VAE_FILES),
+    ],
+)
+def test_offline_every_file_that_the_arguments_need_is_named_at_once(tmp_path, monkeypatch, arguments, files):
+    cached(tmp_path, monkeypatch, "stabilityai/sd-turbo", {})
+    *others, last = (file.format("diffusion_pytorch_model") for file in files)
+    with pytest.raises(OfflineError) as caught:
+        Diffusion("sd-turbo", **arguments)
+    assert f"has no {', '.join(others)} and {last} on this machine" in caught.value.message
+
+
+def test_a_folder_that_lacks_several_files_is_told_all(folder, tmp_path):
+    partly = tmp_path / "partly"
+    shutil.copytree(folder, partly)
+    (partly / "vae" / "config.json").unlink()
+    (partly / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"has no \(unet/diffusion_.*\) and vae/config\.json\n"):
+        Diffusion(str(partly))
 
 
 def test_an_autoencoder_that_is_not_here_lacks_its_own_config(tmp_path, monkeypatch):
