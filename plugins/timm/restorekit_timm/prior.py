@@ -137,6 +137,7 @@ def _description(place: Source, model: str | None, timm: Any) -> tuple[str, dict
             return model, {}, {}
     if place.file is not None:
         raise ConfigError("params.model", f"{place.file} cannot tell its architecture", "write model: NAME")
+    place.expect((CONFIG, TENSORS))
     (path,) = place.take(CONFIG)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
