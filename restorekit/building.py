@@ -6,6 +6,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from restorekit.catalog import PRIOR_MEAN_KEY, Checkpoint
 from restorekit.config import ComponentRef
 from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import ConfigError, WeightsError, near
+from restorekit.featurecache import CachedPrior
 from restorekit.memory import memory_per_pixel
 from restorekit.plan import Part
 from restorekit.registry import backbones
@@ -71,6 +73,33 @@ def build(part: Part) -> nn.Module:
     elif part.kind != "prior" and next(module.parameters(), None) is not None:
         raise _without_weights(part)
     return module.eval().requires_grad_(False)
+
+
+class Priors:
+    """Builds every prior of a chain once, however many steps it guides.
+
+    Args:
+        folder: where what it says is kept; None to keep nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._built: dict[tuple[str, str], Prior] = {}
+        self._cached: dict[tuple[Prior, bool], CachedPrior] = {}
+
+    def of(self, part: Part, refiner: Refiner) -> Prior:
+        """Return the prior of a part, for a refiner."""
+        key = part.entry.name, json.dumps(part.params, sort_keys=True, default=repr)
+        if key not in self._built:
+            self._built[key] = cast(Prior, build(part))
+        prior = self._built[key]
+        if self._folder is None or not prior.fingerprint:
+            return prior
+        # Maps are a hundred times as large as vectors.
+        dense = refiner.dense_features != 0
+        if (prior, dense) not in self._cached:
+            self._cached[prior, dense] = CachedPrior(prior, self._folder, dense=dense)
+        return self._cached[prior, dense]
 
 
 class MeanPrior(Prior):

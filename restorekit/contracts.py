@@ -262,6 +262,16 @@ class PriorFeatures:
         parts = [part for part in (self.glob, self.dense) if part is not None and not part.is_meta]
         return all(bool(part.isfinite().all()) for part in parts)
 
+    def checked(self, prior: object, hint: str = "check its weights and the input") -> Self:
+        """Return these features.
+
+        Raises:
+            ContractError: a value is no number; the class of ``prior``, who said them, is named.
+        """
+        if not self.is_finite:
+            raise ContractError(f"prior {type(prior).__name__} returned values that are not finite", hint)
+        return self
+
 
 class Prior(nn.Module, ABC):
     """A frozen pretrained model that describes an image: no gradients, always in eval mode.
@@ -301,12 +311,7 @@ class Prior(nn.Module, ABC):
         image = one_view(degraded.float()).clamp(0, 1)
         colour = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
         features: PriorFeatures = self(colour)
-        if not features.is_finite:
-            raise ContractError(
-                f"prior {type(self).__name__} returned values that are not finite",
-                "check its weights and the input",
-            )
-        return features
+        return features.checked(self)
 
     def train(self, mode: bool = True) -> Self:
         """Stay in eval mode: what trains around a prior leaves it as it is."""

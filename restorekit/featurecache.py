@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from restorekit.contracts import Prior, PriorFeatures
-from restorekit.errors import ConfigError, ContractError
+from restorekit.errors import ConfigError
 from restorekit.files import ensure_writable, replacing
 
 
@@ -90,12 +90,7 @@ class CachedPrior(Prior):
         missing = [place for place, key in enumerate(keys) if key not in found]
         if missing:
             self.computed += len(missing)
-            fresh = self._trimmed(self.prior(image[missing]))
-            if not fresh.is_finite:
-                raise ContractError(
-                    f"prior {type(self.prior).__name__} returned values that are not finite",
-                    "check its weights and the input",
-                )
+            fresh = self._trimmed(self.prior(image[missing])).checked(self.prior)
             for index, place in enumerate(missing):
                 found[keys[place]] = self._keep(keys[place], _item(fresh, index))
         each = [found[key] for key in keys]

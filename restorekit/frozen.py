@@ -174,14 +174,9 @@ class FrozenPrior(Prior):
         else:
             strides = (side / cells for side, cells in zip(image.shape[-2:], dense.shape[-2:], strict=True))
             features = PriorFeatures(glob, dense, max(1, round(max(strides))))
-        if not features.is_finite:
-            raise ContractError(
-                f"prior {type(self).__name__} returned features that are not finite, in {self.precision}",
-                "check the image and the weights"
-                if self.precision == "fp32"
-                else "use dtype: fp32 or bf16, and check the image",
-            )
-        return features
+        precise = "check the image and the weights"
+        hint = precise if self.precision == "fp32" else "use dtype: fp32 or bf16, and check the image"
+        return features.checked(self, hint)
 
     def fit(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H', W'): resized as ``mode`` says, antialiased, in [0, 1]."""

@@ -6,24 +6,22 @@ of them steps.py.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from restorekit import plan
-from restorekit.building import build
+from restorekit.building import Priors
 from restorekit.cache import downloads
 from restorekit.config import PipelineSpec, TileSpec, check
 from restorekit.contracts import Prior, PriorFeatures, Refiner
 from restorekit.download import Progress as Downloading
 from restorekit.download import ensure
-from restorekit.featurecache import CachedPrior
 from restorekit.image import Image
 from restorekit.licences import check_licences, resolve_policy
 from restorekit.plan import Part
@@ -89,8 +87,8 @@ class Pipeline:
             log.warning("%s", notice)
         # Priors and bridges find their files by themselves.
         with downloads(offline=offline):
-            find_prior = _Priors(features)
-            steps = [Step([_present(part, downloading) for part in parts], find_prior) for parts in planned]
+            priors = Priors(features)
+            steps = [Step([_present(part, downloading) for part in parts], priors) for parts in planned]
         for before, step in zip([None, *steps[:-1]], steps, strict=True):
             if isinstance(step.network, Refiner) and step.network.inside:
                 step.put_inside(before)
@@ -164,33 +162,6 @@ class Pipeline:
                 looks[f"{number} {name}"] = step.maps(degraded, current, conditions)
                 current, _ = step.run(degraded, current, conditions)
         return image.replace_pixels(current[0]), looks
-
-
-class _Priors:
-    """Builds every prior of a chain once, however many steps it guides.
-
-    Args:
-        folder: where what it says is kept; None to keep nothing.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-        self._built: dict[tuple[str, str], Prior] = {}
-        self._cached: dict[tuple[Prior, bool], CachedPrior] = {}
-
-    def __call__(self, part: Part, refiner: Refiner) -> Prior:
-        """Return the prior of a part, for a refiner."""
-        key = part.entry.name, json.dumps(part.params, sort_keys=True, default=repr)
-        if key not in self._built:
-            self._built[key] = cast(Prior, build(part))
-        prior = self._built[key]
-        if self._folder is None or not prior.fingerprint:
-            return prior
-        # Maps are a hundred times as large as vectors.
-        dense = refiner.dense_features != 0
-        if (prior, dense) not in self._cached:
-            self._cached[prior, dense] = CachedPrior(prior, self._folder, dense=dense)
-        return self._cached[prior, dense]
 
 
 def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None]:

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from restorekit.building import build, memory_of, stand_in
+from restorekit.building import Priors, build, memory_of, stand_in
 from restorekit.catalog import PRIOR_KEY
 from restorekit.config import TileSpec
 from restorekit.contracts import (
@@ -54,17 +54,15 @@ class Step:
 
     Args:
         parts: the network, then what adapts or guides it.
-        find_prior: builds a prior for a refiner, or returns one that guides another step.
+        priors: builds the prior of a refiner, or returns one that guides another step.
 
     Attributes:
         prior: guides a refiner; another one that describes images alike may take its place.
     """
 
-    def __init__(
-        self, parts: Sequence[Part], find_prior: Callable[[Part, Refiner], Prior] | None = None
-    ) -> None:
+    def __init__(self, parts: Sequence[Part], priors: Priors) -> None:
         self.parts = parts
-        # The step whose refiner works inside this one's network.
+        # The step whose refiner works inside this one's network, and whose prior this one has to ask.
         self._inner: Step | None = None
         self.verb = "restore" if parts[0].kind == "backbone" else "refine"
         main = build(parts[0])
@@ -76,8 +74,8 @@ class Step:
             self.prior = stand_in(parts[0])
         else:
             refiner = cast(Refiner, main)
-            self.prior = find_prior(parts[1], refiner) if find_prior else cast(Prior, build(parts[1]))
-            _check_prior(parts, cast(Refiner, main), self.prior)
+            self.prior = priors.of(parts[1], refiner)
+            _check_prior(parts, refiner, self.prior)
         self.network = cast("Backbone | Refiner", main)
 
     def put_inside(self, before: Step | None) -> None:
@@ -96,7 +94,8 @@ class Step:
                 "put it right after a restore step",
             )
         before.network = self.network.attach(before.network, self.prior)
-        before._inner = self
+        if isinstance(before.network, GuidedBackbone):
+            before._inner = self
 
     @cached_property
     def memory(self) -> int | None:
@@ -104,10 +103,9 @@ class Step:
 
         What a prior needs that guides inside counts once, when it is asked, and not here.
         """
-        if isinstance(self.network, GuidedBackbone) and self._inner and self._inner.prior:
-            unknown = PriorFeatures(torch.zeros(1, self._inner.prior.features))
-            return memory_of(self.network.under(unknown))
-        return memory_of(self.network)
+        prior = self._inner.prior if self._inner else None
+        said = PriorFeatures(torch.zeros(1, prior.features)) if prior else None
+        return memory_of(self._told(said))
 
     @property
     def guide(self) -> PriorRecord | None:

@@ -85,7 +85,7 @@ class Discovery(Job):
     @property
     def asked(self) -> Mapping[str, Any]:
         """What is found how, in which windows."""
-        # Left out as scores of before it could be chosen have it.
+        # Scores of before units could be chosen state none, and are of kernels.
         unit = {} if self.unit == "kernel" else {"unit": self.unit}
         return {
             **unit,

@@ -193,7 +193,7 @@ def test_a_folder_without_any_file_is_told_both(tmp_path):
 def test_what_is_not_finite_is_an_error(folder):
     image = torch.rand(1, 3, 32, 32)
     image[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ContractError, match="features that are not finite"):
+    with pytest.raises(ContractError, match="values that are not finite"):
         Clip(str(folder))(image)
 
 
