@@ -142,7 +142,9 @@ class FilterTable:
                     if include or exclude
                     else ""
                 ),
-                "loosen the patterns" if include or exclude else "name raw weights with the pattern `raw`",
+                "loosen the patterns"
+                if include or exclude
+                else "take a network with convolutions or linear layers; `raw` names weights without a layer",
             )
         return cls(unit, tuple(tensors))
 

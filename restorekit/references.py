@@ -202,6 +202,12 @@ def source(reference: str, declared: Iterable[Pretrained] = ()) -> Source:
     )
 
 
+def declared_as(reference: str, declared: Iterable[Pretrained]) -> Pretrained | None:
+    """Return the declared weights that a reference names by tag or place, of any revision; or None."""
+    named = reference.partition("@")[0]
+    return next((item for item in declared if named in (item.tag, item.reference)), None)
+
+
 def fetch(item: Pretrained, *, offline: bool | None = None) -> list[Path]:
     """Bring everything that declared weights need to this machine, and nothing else.
 

@@ -13,7 +13,7 @@ from restorekit.errors import LicenceError, OfflineError, WeightsError
 from restorekit.licences import check_licences
 from restorekit.plan import parts
 from restorekit.ready import ready_backbone
-from restorekit.references import Source, fetch, sha256, source, state
+from restorekit.references import Source, declared_as, fetch, sha256, source, state
 from restorekit.testing import check_weights
 
 CONFIG = Need(("config.json",))
@@ -98,7 +98,9 @@ def hub(folder, hub_cache, monkeypatch):
 
 def model(**facts):
     stated = dict(licence="MIT", source="a page", task="prior", reference="hub:acme/model")
-    return Pretrained(component="brightness", tag="small", needs=(CONFIG, TENSORS), **(stated | facts))
+    return Pretrained(
+        **({"component": "brightness", "tag": "small", "needs": (CONFIG, TENSORS)} | stated | facts)
+    )
 
 
 @pytest.fixture
@@ -413,3 +415,11 @@ def test_weights_that_a_prior_reads_by_itself_are_no_weights_of_a_pipeline(decla
     with pytest.raises(WeightsError, match="which brightness reads by itself") as caught:
         parts(spec)
     assert "reference: small" in caught.value.hint
+
+
+def test_declared_weights_are_known_by_tag_and_by_place():
+    item = model(tag="large", reference="hub:owner/large")
+    assert declared_as("large", [item]) is item
+    assert declared_as("hub:owner/large", [item]) is item
+    assert declared_as("hub:owner/large@v2", [item]) is item
+    assert declared_as("hub:owner/small", [item]) is None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
 from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, select
 from restorekit.weights import read_tensors
-from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, table_of, units_of, vectors_of
+from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, units_of, vectors_of
 
 Mask = Literal["scores", "random"]
 Init = Literal["zeros", "copy"]
@@ -100,7 +100,7 @@ class Choice:
         given = [each for each in scores.values() if each]
         for each in given:
             each.check_base(backbone.state_dict())
-        table = given[0].table if given else table_of(backbone, self.unit or "kernel")
+        table = given[0].table if given else FilterTable.of(backbone, self.unit or "kernel")
         if any(each.table != table for each in given):
             raise RestoreKitError(
                 "the scores are of different kinds of filters", "score all degradations with the same unit"

@@ -12,7 +12,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from restorekit.errors import ConfigError, RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, WeightsError
 from restorekit.filters import FilterTable, FilterTensor, Unit
 
 Vectors = Literal["none", "all"]
@@ -185,7 +185,7 @@ def units_of(network: nn.Module, delta: Delta) -> dict[str, FilterTensor]:
         WeightsError: the network has no such tensor, or no filters of that size in it.
     """
     state = network.state_dict()
-    groups = {tensor.name: tensor.groups for tensor in table_of(network)}
+    groups = {tensor.name: tensor.groups for tensor in FilterTable.of(network)}
     found = {}
     for name, leaf in delta.leaves():
         if name not in state:
@@ -221,23 +221,6 @@ def _cut(name: str, shape: torch.Size, size: int, groups: int) -> FilterTensor |
         if count * size == shape.numel():
             return FilterTensor(name, tuple(shape), count, size, 0, groups)
     return None
-
-
-def table_of(network: nn.Module, unit: Unit = "kernel") -> FilterTable:
-    """Return the filters of a network.
-
-    Raises:
-        RestoreKitError: it has none, or some that are computed by a hook of torch.nn.utils.
-    """
-    try:
-        return FilterTable.of(network, unit)
-    except RestoreKitError as error:
-        # Only who attributes can name raw weights; an adapter adds to layers.
-        if "raw" not in error.hint:
-            raise
-        raise RestoreKitError(
-            error.message, "take a backbone with convolutions or linear layers, as nafnet"
-        ) from error
 
 
 def check_unit(unit: str) -> Unit:

@@ -433,7 +433,7 @@ def test_filters_that_a_network_left_in_the_base_are_not_taken_for_the_base():
 def test_network_without_filters_is_refused_with_a_hint_that_can_be_followed():
     with pytest.raises(RestoreKitError, match="Median has no filters") as caught:
         Adms(["rain"], mask="random").attach(backbones["median"].load()())
-    assert caught.value.hint == "take a backbone with convolutions or linear layers, as nafnet"
+    assert "take a network with convolutions or linear layers" in caught.value.hint
 
 
 def test_network_whose_weights_a_hook_computes_is_refused_with_its_own_hint():

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
-from restorekit.references import Source, source
+from restorekit.references import Source, declared_as, source
 from restorekit_clip.published import CONFIG, TENSORS, WEIGHTS
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -69,8 +69,9 @@ class Clip(FrozenPrior):
                 "params.positions", f"is {positions!r}", near(positions, _POSITIONS) or "use resize or none"
             )
         place = source(reference, WEIGHTS)
-        if quick_gelu is None:
-            quick_gelu = _published(reference)
+        declared = declared_as(reference, WEIGHTS)
+        if quick_gelu is None and declared:
+            quick_gelu = bool(declared.params["quick_gelu"])
         open_clip = library("open_clip", _PLUGIN)
         self.library = version("open_clip_torch")
         config, preprocessing = _config(place, model, open_clip)
@@ -164,13 +165,6 @@ def _config(place: Source, model: str | None, open_clip: Any) -> tuple[dict[str,
         return config, document.get("preprocess_cfg", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is no config of open_clip: {error!r}", "fetch it again") from error
-
-
-def _published(reference: str) -> bool | None:
-    """Return what is known of a model that has a tag, also where it is named by its repository."""
-    named = reference.partition("@")[0]
-    known = (item.params["quick_gelu"] for item in WEIGHTS if named in (item.tag, item.reference))
-    return next((bool(stated) for stated in known), None)
 
 
 def _quick_gelu(asked: bool | None, config: Mapping[str, Any], place: Source) -> bool:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from restorekit.catalog import Need, Pretrained
+from restorekit.catalog import Need
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
-from restorekit.references import Source, source
+from restorekit.references import Source, declared_as, source
 from restorekit_diffusion.parts import Encoder, Unet
 from restorekit_diffusion.prompt import empty_prompt, prompt_needs
 from restorekit_diffusion.published import AUTOENCODER, SCHEDULER, UNET, WEIGHTS, config, tensors
@@ -150,20 +150,15 @@ def _is_whole(place: Source, reference: str, layer: str | None) -> bool:
     """Tell whether a UNet is walked; also where it ought to be there and is not, which is an error then."""
     if layer is not None or place.has(config(UNET)):
         return True
-    declared = _declared(reference)
+    declared = declared_as(reference, WEIGHTS)
     alone = config(UNET) not in declared.needs if declared else place.has(config(""))
     return not alone
 
 
 def _has_parts(place: Source, reference: str) -> bool:
     """Tell whether the autoencoder is in a folder of its own, beside a UNet."""
-    declared = _declared(reference)
+    declared = declared_as(reference, WEIGHTS)
     return config(AUTOENCODER) in declared.needs if declared else place.has(config(AUTOENCODER))
-
-
-def _declared(reference: str) -> Pretrained | None:
-    named = reference.partition("@")[0]
-    return next((item for item in WEIGHTS if named in (item.tag, item.reference)), None)
 
 
 def _tiny_file(place: Source, layer: str | None) -> TinyEncoder:
