@@ -142,3 +142,7 @@ if __name__ == "__main__":
     save_file(
         {f"{name}.{key}": value for name, network in made for key, value in network.state_dict().items()}, TOY
     )
+
+
+class StoppedError(Exception):
+    """Raised by tests, to end an attribution in the middle."""

@@ -6,11 +6,9 @@ import copy
 import logging
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
-from analysis_cases import SMALL, Layers, both, images, moved, small
-from safetensors.torch import save_file
+from analysis_cases import SMALL, Layers, StoppedError, both, images, moved, small
 from torch import nn
 from torch.func import functional_call
 
@@ -18,7 +16,7 @@ from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs,
 from restorekit.analysis.pairs import Pair
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
-from restorekit.errors import ConfigError, ImageError, OutputError, RestoreKitError, WeightsError
+from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores, FilterTable
 from restorekit.memory import _LiveBytes
 
@@ -339,192 +337,6 @@ def test_results_survive_their_files_and_are_scores_of_filters(tmp_path):
     assert (read.images, read.rule, read.steps, read.loss) == (1, "mid", 2, "sse")
     plain = FilterScores.load(path)
     assert type(plain) is FilterScores and plain.label == "noise" and plain.details["steps"] == 2
-
-
-class StoppedError(Exception):
-    pass
-
-
-def cut_off(gradients):
-    """Return a progress that stops the attribution after so many gradients."""
-
-    def progress(done, total):
-        if done == gradients:
-            raise StoppedError
-
-    return progress
-
-
-def test_an_interrupted_attribution_goes_on_and_ends_the_same(tmp_path):
-    base, target = both("nafnet")
-    pairs = [(degraded.float(), clean.float()) for degraded, clean in images(4, side=8)]
-    file = tmp_path / "state.safetensors"
-    whole = attribute(base.float(), target.float(), pairs, label="x")
-    seen = []
-    assert whole.steps == 8
-    # In the middle of the third image, after the search on two, and, gone on with, in that of the fourth.
-    for gradients in (4 * whole.steps + 2, 3 * whole.steps + 2):
-        with pytest.raises(StoppedError):
-            attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(gradients))
-    done = attribute(base, target, pairs, label="x", checkpoint=file, progress=lambda *at: seen.append(at))
-    assert seen[0] == (3 * whole.steps + 1, 4 * whole.steps) and seen[-1] == (4 * whole.steps,) * 2
-    assert torch.equal(whole.values, done.values) and whole.details == done.details
-    again = attribute(base, target, pairs, label="x", checkpoint=file, progress=cut_off(1))
-    assert torch.equal(whole.values, again.values)
-    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
-
-
-def test_the_search_for_steps_tells_how_far_it_is():
-    base, target = both("nafnet")
-    pairs, seen = images(3, side=8), []
-    made = attribute(base, target, pairs, label="x", tolerance=2e-4, progress=lambda *told: seen.append(told))
-    assert [done for done, _ in seen] == list(range(1, len(seen) + 1))
-    # On two images with 8 steps, 16 and so on, and then with the last of them on all three.
-    searched = 2 * (2 * made.steps - 8)
-    assert made.steps > 8 and seen[0] == (1, 2 * 8 + 3 * 8) and seen[16] == (17, 2 * (8 + 16) + 3 * 16)
-    assert seen[-1] == (searched + 3 * made.steps,) * 2
-    attribute(base, target, iter(pairs), label="x", tolerance=0.5, progress=lambda *told: seen.append(told))
-    assert seen[-1] == (2 * 8 + 3 * 8, 0)
-
-
-@pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])
-def test_fewer_images_than_the_checkpoint_has_are_refused(method, tmp_path):
-    base, target = both("srcnn")
-    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
-    rank(method, base, target, pairs, label="x", steps=2, checkpoint=file)
-    with pytest.raises(ImageError, match="the checkpoint has 3 images, and 2 are given"):
-        rank(method, base, target, pairs[:2], label="x", steps=2, checkpoint=file)
-
-
-@pytest.mark.parametrize("method", ["ig", "gradxdelta"])
-def test_other_methods_go_on_too_and_end_the_same(method, tmp_path):
-    base, target = both("srcnn")
-    pairs, file, seen = images(3, 2, 8), tmp_path / "state.safetensors", []
-    whole = rank(method, base, target, pairs, label="x", steps=2)
-    each = whole.details["steps"]
-    with pytest.raises(StoppedError):
-        rank(method, base, target, pairs, label="x", steps=2, checkpoint=file, progress=cut_off(2 * each + 1))
-    words = {"label": "x", "steps": 2, "checkpoint": file}
-    done = rank(method, base, target, pairs, **words, progress=lambda *at: seen.append(at))
-    assert seen == [(2 * each + step, 3 * each) for step in range(1, each + 1)]
-    assert torch.equal(whole.values, done.values) and whole.details == done.details
-    if method == "ig":
-        with pytest.raises(WeightsError, match="begun with another method: ig, now faig"):
-            attribute(base, target, pairs, **words)
-
-
-def test_checkpoints_of_something_else_are_refused(tmp_path):
-    base, target = both("srcnn")
-    pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"
-    attribute(base, target, pairs, label="x", steps=2, checkpoint=file)
-    for changes, key in (({"label": "y"}, "label"), ({"rule": "left"}, "rule"), ({"steps": 3}, "asked")):
-        facts = {"label": "x", "steps": 2, **changes}
-        with pytest.raises(WeightsError, match=f"begun with another {key}"):
-            attribute(base, target, pairs, checkpoint=file, **facts)
-    with pytest.raises(WeightsError, match="begun with another target"):
-        attribute(base, moved(base), pairs, label="x", steps=2, checkpoint=file)
-    with pytest.raises(ImageError, match="image 1 is not the image that the checkpoint has at place 1"):
-        attribute(base, target, pairs[::-1], label="x", steps=2, checkpoint=file)
-    with pytest.raises(OutputError, match=r"no-such-folder.* cannot be written"):
-        attribute(base, target, pairs, label="x", steps=2, checkpoint=tmp_path / "no-such-folder" / "x.st")
-    save_file({"x": torch.zeros(1)}, file)
-    with pytest.raises(WeightsError, match="no checkpoint of an attribution"):
-        attribute(base, target, pairs, label="x", steps=2, checkpoint=file)
-
-
-class Root(Layers):
-    """Ends in a root, whose gradient at zero is infinite."""
-
-    def forward(self, degraded):
-        return self.layers(degraded * (degraded > 0)).abs().sqrt()
-
-
-def test_a_gradient_that_is_no_number_names_image_and_weight_and_keeps_what_was_done(tmp_path):
-    base = Root(nn.Conv2d(3, 3, 3, padding=1, bias=False)).double()
-    pairs = images(2)
-    bad = (torch.zeros(1, 3, 16, 19, dtype=torch.float64), pairs[0][1], "night.png")
-    file = tmp_path / "state.safetensors"
-    with pytest.raises(RestoreKitError, match=r"night.png: the gradient of layers.0.weight is not finite"):
-        attribute(base, moved(base, 1.0), [*pairs, bad], label="x", steps=2, checkpoint=file)
-    kept = attribute(base, moved(base, 1.0), pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
-    assert kept.images == 2
-
-
-@pytest.mark.parametrize("steps", ["auto", 2])
-def test_a_loss_that_is_no_number_names_the_image_and_keeps_what_was_done(tmp_path, steps):
-    base, target = both("srcnn")
-    pairs, file = images(3, 2, 8), tmp_path / "state.safetensors"
-
-    def own(restored, clean):
-        # No gradient tells of the last image: it is that of a constant.
-        return sse(restored, clean) + (torch.inf if torch.equal(clean, pairs[2][1]) else 0)
-
-    with pytest.raises(RestoreKitError, match="image 3: the loss is inf at 0 of the way from target to base"):
-        attribute(base, target, pairs, label="x", steps=steps, loss=own, checkpoint=file)
-    kept = attribute(base, target, pairs[:2], label="x", steps=steps, loss=own, checkpoint=file)
-    assert kept.images == 2
-    with pytest.raises(RestoreKitError, match="image 1: the loss is inf"):
-        attribute(base, target, pairs[2:], label="x", steps=steps, loss=own)
-
-
-def test_pairs_that_do_not_fit_are_named():
-    base, target = both("srcnn")
-    good = images(1, 2, 8)[0]
-    degraded, clean = good
-    for wrong, message in (
-        ((degraded, clean[..., :-1]), r"image 2: degraded is 11 x 8 and clean 21 x 16, expected .* 22 x 16"),
-        ((degraded[:, :1], clean), r"image 2: the degraded image has 1 channels, SRCNN expects 3"),
-        ((degraded.expand(2, -1, -1, -1), clean), r"image 2: .* one image at a time|shape \(2, 3, 8, 11\)"),
-        ((degraded * float("nan"), clean, "x.png"), r"x.png: the degraded image holds NaN"),
-        ((degraded,), r"image 2 is no pair[\s\S]*give \(degraded, clean\)"),
-        (7, r"image 2 is no pair"),
-        ((degraded.numpy(), clean, "x.png"), r"x.png: ndarray is given instead of a tensor"),
-    ):
-        with pytest.raises(ImageError, match=message):
-            attribute(base, target, [good, wrong], label="x", steps=1)
-    with pytest.raises(ImageError, match="no images"):
-        attribute(base, target, [], label="x", steps=1)
-
-
-@pytest.mark.parametrize("steps", ["foo", "16", 2.5, None, 0])
-@pytest.mark.parametrize("method", ["faig", "ig"])
-def test_steps_that_are_no_number_are_refused(method, steps):
-    base, target = both("srcnn")
-    with pytest.raises(RestoreKitError, match=rf"a path of {steps!r} steps cannot be walked"):
-        rank(method, base, target, images(1, 2, 8), label="x", steps=steps)
-
-
-@pytest.mark.parametrize("method", ["faig", "ig"])
-def test_steps_of_numpy_are_numbers_in_files_too(method, tmp_path):
-    base, target = both("srcnn")
-    found = rank(method, base, target, images(1, 2, 8), label="x", steps=np.int64(2))
-    assert FilterScores.load(found.save(tmp_path / "x.safetensors")).details["steps"] == 2
-
-
-def test_an_unknown_unit_is_refused():
-    base, target = both("srcnn")
-    with pytest.raises(ConfigError, match="unit: is 'foo'"):
-        attribute(base, target, images(1, 2, 8), label="x", unit="foo")
-
-
-def test_networks_that_do_not_fit_are_refused():
-    base, target = both("srcnn")
-    pairs = images(1, 2, 8)
-    with pytest.raises(WeightsError, match=r"features.0.weight is \(5, 3, 3, 3\) in the target, \(6, 3"):
-        attribute(base, type(base)(widths=[5, 8, 8], scale=2).double(), pairs, label="x")
-    short = {key: value for key, value in base.state_dict().items() if key != "features.0.bias"}
-    with pytest.raises(WeightsError, match=r"features.0.bias is missing from the base"):
-        attribute(short, target, pairs, label="x")
-    with pytest.raises(RestoreKitError, match="the same weights"):
-        attribute(base, copy.deepcopy(base), pairs, label="x")
-    with pytest.raises(RestoreKitError, match="no convolution"):
-        attribute(Layers(nn.LayerNorm(3)), Layers(nn.LayerNorm(3)), pairs, label="x")
-    with pytest.raises(RestoreKitError, match="no rule called 'simpson'"):
-        attribute(base, target, pairs, label="x", rule="simpson")
-    with pytest.raises(RestoreKitError, match="a path of 0 steps"):
-        attribute(base, target, pairs, label="x", steps=0)
-    with pytest.raises(RestoreKitError, match="depends on no weight"):
-        attribute(base, target, pairs, label="x", steps=1, loss=lambda one, two: one.detach().sum())
 
 
 @pytest.mark.parametrize("unit", ["kernel", "weight"])

@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import document, photograph, spec_for, write_pairs, write_photographs
+from training_cases import pairs_of, photograph, source_of, spec_for, write_pairs, write_photographs
 
 from restorekit.config import check
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
-from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError, TrainingError
-from restorekit.evaluation.protocols import find_protocol
 from restorekit.training.data import Batches, load_source
 from restorekit.training.photographs import Photographs
 from restorekit.training.prefetch import ahead
 from restorekit.training.processes import Processes, processes
 from restorekit.training.spec import AugmentSpec, DataSpec, DenoiseSpec, StageSpec, TrainSpec
-from restorekit.training.validation import validation_cuts, validation_set
 
 
 @pytest.fixture(scope="module")
@@ -34,21 +31,6 @@ def cache_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(folder))
     return folder / "training"
-
-
-def source_of(folder, **facts):
-    return load_source(DataSpec(folder=str(folder), **{"hold_out": 1, **facts}))
-
-
-def pairs_of(folder, scale=1, **facts):
-    return load_source(
-        check(
-            DataSpec,
-            {"pairs": folder if isinstance(folder, list) else str(folder), "hold_out": 1, **facts},
-            "test",
-        ),
-        scale,
-    )
 
 
 def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
@@ -291,31 +273,6 @@ def test_gray_networks_are_given_luma(folder):
     assert noisy.shape[1] == 1
 
 
-def test_validation_patches_stay_the_same(folder):
-    batches = Batches(source_of(folder), DenoiseSpec())
-    first, second = (validation_set(batches) for _ in range(2))
-    assert first.clean.shape == (4, 3, 128, 128) and torch.equal(first.clean, second.clean)
-    assert torch.equal(first.inputs["sigma25"], second.inputs["sigma25"])
-    figures = first.measure(lambda degraded, kinds: degraded)
-    # Clipping takes a little of the noise away.
-    assert figures["sigma25"] == pytest.approx(20.17, abs=0.6) and figures["clean"] == pytest.approx(100)
-
-
-def test_validation_patches_fit_small_photographs_and_the_network(tmp_path):
-    for index in range(2):
-        photograph(index, 90, 60).save(tmp_path / f"{index}.png")
-    cuts = validation_cuts(source_of(tmp_path), multiple=16)
-    assert {cut.clean.shape for cut in cuts} == {(48, 48, 3)}
-    with pytest.raises(TrainingError, match="a side of 60 pixels"):
-        validation_cuts(source_of(tmp_path), multiple=64)
-
-
-def test_validation_on_pairs_compares_what_belongs_together(pairs):
-    batches = Batches(pairs_of(pairs), None)
-    chosen = validation_set(batches)
-    assert chosen.measure(lambda degraded, kinds: degraded * 2)["pairs"] > 45
-
-
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
@@ -430,156 +387,3 @@ def test_gray_patches_change_no_other_draw(folder):
     )
     kept = [bool((patch != patch[:1]).any()) for patch in mixed]
     assert any(kept) and torch.equal(plain[kept], mixed[kept])
-
-
-def laws(*wanted, **facts):
-    document = {
-        "backbone": "nafnet",
-        "data": {"folder": "x"},
-        "stages": [{"steps": 1, "patch": 8, "batch": 1}],
-    }
-    return check(TrainSpec, {**document, "validation": list(wanted), **facts}, "test").validation
-
-
-def test_validation_goes_by_protocols(folder):
-    batches = Batches(source_of(folder), DenoiseSpec())
-    wanted = laws({"protocol": "restormer-gaussian-color", "settings": {"sigma": 50}}, "clean-identity-rgb")
-    chosen = validation_set(batches, wanted=wanted)
-    noisy = chosen.measure(lambda degraded, kinds: degraded)
-    assert list(noisy) == ["restormer-gaussian-color sigma=50", "clean-identity-rgb"] == list(chosen.decisive)
-    assert noisy["clean-identity-rgb"] == 100 and 13 < noisy["restormer-gaussian-color sigma=50"] < 16
-    law = find_protocol("restormer-gaussian-color")
-    patch = chosen.clean[0].permute(1, 2, 0).numpy()
-    _, degraded = law.pair(patch, None, {"sigma": 50})
-    np.testing.assert_array_equal(chosen.inputs[law.name + " sigma=50"][0].permute(1, 2, 0), degraded)
-
-
-def test_validation_by_a_protocol_of_pairs_degrades_clean_patches_in_one_way(folder):
-    batches = Batches(source_of(folder), RecipeSpec(name="rain"))
-    one, other = (validation_set(batches, wanted=laws("paired-rgb")) for _ in range(2))
-    assert torch.equal(one.inputs["paired-rgb"], other.inputs["paired-rgb"])
-    assert one.measure(lambda degraded, kinds: degraded)["paired-rgb"] < 45
-
-
-def test_validation_by_a_protocol_takes_pairs(pairs):
-    chosen = validation_set(Batches(pairs_of(str(pairs)), None), wanted=laws("gopro-rgb"))
-    figure = chosen.measure(lambda degraded, kinds: degraded)["gopro-rgb"]
-    assert chosen.measure(lambda degraded, kinds: degraded * 2)["gopro-rgb"] > figure + 20
-
-
-def test_protocols_that_do_not_fit_are_refused(folder):
-    batches = Batches(source_of(folder), DenoiseSpec())
-    with pytest.raises(TrainingError, match="gives patches of"):
-        validation_set(batches, wanted=laws({"protocol": "sr-y-crop", "settings": {"scale": 2}}))
-    with pytest.raises(TrainingError, match=r"compares \(128, 128, 1\)"):
-        validation_set(batches, wanted=laws("restormer-gaussian-gray"))
-    with pytest.raises(ConfigError, match="no protocol called 'gpro'"):
-        validation_set(batches, wanted=laws("gpro"))
-
-
-def labelled(source, count=8, step=0, degradation=None, **facts):
-    return Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=24, batch=count))
-
-
-def test_batch_tells_the_kind_of_each_patch(folder):
-    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
-    batch = labelled(source_of(folder), degradation=recipe, kinds=recipe.kinds)
-    changed = (batch.degraded != batch.clean).flatten(1).any(1)
-    assert torch.equal(batch.kinds, torch.stack([~changed, changed], 1).float())
-    assert 0 < changed.sum() < len(changed)
-
-
-def test_kinds_change_no_draw(folder):
-    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
-    one, other = (
-        labelled(source_of(folder), degradation=recipe, kinds=kinds) for kinds in ((), recipe.kinds)
-    )
-    assert torch.equal(one.degraded, other.degraded) and one.kinds.shape == (8, 0)
-
-
-def test_balanced_batches_have_as_many_of_each_kind(folder):
-    recipe = RecipeSpec.model_validate({"one_of": ["clean", "jpeg", {"name": "gaussian", "weight": 9}]})
-    source = source_of(folder)
-    batches = [labelled(source, 4, step, recipe, kinds=recipe.kinds, balanced=True) for step in range(3)]
-    assert torch.stack([batch.kinds.sum(0) for batch in batches]).tolist() == [
-        [2, 1, 1],
-        [1, 2, 1],
-        [1, 1, 2],
-    ]
-
-
-def test_pairs_say_what_they_suffer_from(tmp_path):
-    for name in ("rain", "snow"):
-        write_pairs(tmp_path / name)
-    found = [
-        {"degraded": str(tmp_path / name / "input"), "clean": str(tmp_path / name / "target"), "kind": name}
-        for name in ("rain", "snow")
-    ]
-    source = pairs_of(found)
-    batch = labelled(source, 6, kinds=("rain", "snow"), balanced=True)
-    assert batch.kinds.tolist() == [[1, 0], [0, 1]] * 3
-    chosen = validation_set(Batches(source, None, kinds=("rain", "snow")))
-    assert chosen.kinds["pairs"].shape == (4, 2)
-
-
-def test_mixup_blends_kinds_as_it_blends_images(folder):
-    recipe = RecipeSpec.model_validate({"one_of": ["clean", {"name": "gaussian", "sigma": 50}]})
-    batch = labelled(
-        source_of(folder),
-        degradation=recipe,
-        kinds=recipe.kinds,
-        augment=AugmentSpec(mixup=1.0),
-        balanced=True,
-    )
-    assert torch.allclose(batch.kinds.sum(1), torch.ones(8)) and ((batch.kinds > 0) & (batch.kinds < 1)).any()
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"loss": "kind"}, "one kind of degradation, or nobody knows"),
-        ({"balanced": True, "degradation": "rain"}, "one kind of degradation, or nobody knows"),
-        (
-            {"balanced": True, "degradation": {"one_of": ["rain", "snow"], "probability": 0.5}},
-            "missed probability makes clean patches",
-        ),
-    ],
-)
-def test_kinds_that_nobody_knows_are_refused(changes, problem):
-    with pytest.raises(ConfigError, match=problem):
-        check(TrainSpec, document("x", **changes), "run.yaml")
-
-
-def hazy(folder, context, scale=1, patch=16):
-    recipe = check(RecipeSpec, {"name": "haze", "beta": 2.0}, "haze")
-    source = load_source(DataSpec(folder=str(folder), hold_out=1), scale)
-    stage = StageSpec(steps=1, patch=patch, batch=8, context=context)
-    return Batches(source, recipe, scale=scale).batch(0, stage)
-
-
-def test_patches_are_cut_from_the_window_that_was_degraded(folder):
-    alone, within = hazy(folder, 0), hazy(folder, 96)
-    assert within.degraded.shape == within.clean.shape == alone.degraded.shape
-    # By itself, each patch has the horizon and the foreground; within a window only a part of the depth.
-    spread = [
-        (batch.degraded - batch.clean).abs().mean((1, 3)).std(1).mean().item() for batch in (alone, within)
-    ]
-    assert spread[1] < spread[0] / 2
-    # The horizon of some windows lies above their patch, that of others in it.
-    strength = (within.degraded - within.clean).abs().mean((1, 2, 3))
-    assert strength.max() > 2 * strength.min()
-
-
-def test_windows_of_a_network_that_enlarges_keep_degraded_and_clean_together(folder):
-    batch = hazy(folder, 32, scale=2)
-    assert batch.degraded.shape[-1] == 16 and batch.clean.shape[-1] == 32
-    # Haze keeps what is bright: the two correlate where they lie in one place, and only there.
-    small = torch.nn.functional.avg_pool2d(batch.clean, 2)
-    same = torch.corrcoef(torch.stack([small.flatten(), batch.degraded.flatten()]))[0, 1]
-    moved = torch.corrcoef(torch.stack([small.flip(-1).flatten(), batch.degraded.flatten()]))[0, 1]
-    assert same > moved + 0.1
-
-
-def test_windows_larger_than_every_photograph_are_refused(folder):
-    with pytest.raises(TrainingError, match="at least 500 pixels"):
-        hazy(folder, 500)

@@ -5,8 +5,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from restorekit.config import check
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
-from restorekit.training.spec import TrainSpec
+from restorekit.training.data import load_source
+from restorekit.training.spec import DataSpec, TrainSpec
 
 ENTRY_POINTS = """
 [restorekit.backbones]
@@ -186,3 +188,18 @@ def document(folder, **changes):
 
 def spec_for(folder, **changes):
     return TrainSpec.model_validate(document(folder, **changes))
+
+
+def source_of(folder, **facts):
+    return load_source(DataSpec(folder=str(folder), **{"hold_out": 1, **facts}))
+
+
+def pairs_of(folder, scale=1, **facts):
+    return load_source(
+        check(
+            DataSpec,
+            {"pairs": folder if isinstance(folder, list) else str(folder), "hold_out": 1, **facts},
+            "test",
+        ),
+        scale,
+    )
