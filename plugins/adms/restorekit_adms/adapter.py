@@ -19,10 +19,9 @@ from restorekit.weights import load_into
 from restorekit_adms import files
 from restorekit_adms.choosing import Choice, Init, Mask, check_word
 from restorekit_adms.classifier import WIDTHS, widths_in
-from restorekit_adms.dedicated import Dedicated, Train
+from restorekit_adms.dedicated import Dedicated, Mode, Train
 from restorekit_adms.deltas import Delta, Vectors
-from restorekit_adms.naming import unknown
-from restorekit_adms.network import Adaptive, Mode
+from restorekit_adms.network import Adaptive
 from restorekit_adms.parts import put_together
 from restorekit_adms.routing import Route, RouterChoice
 from restorekit_adms.sharing import check_own
@@ -150,7 +149,7 @@ class Adms(Dedicated):
         self.temperature, self.top1, self.least = temperature, top1, least
         self.base_parameters = 0
         if self.parts:
-            put_together(self)
+            put_together(self, self.parts)
         needed = self.router.name == "classifier" or train != "deltas"
         if needed and self.classifier is None and (self.wanted or self.names):
             self.add_classifier()
@@ -318,45 +317,3 @@ class Adms(Dedicated):
         state = {f"{prefix}{key}": value for key, value in self.delta(name).state_dict().items()}
         facts = {key: value for key, value in self.file_facts().items() if key != "adms.parameters"}
         return files.write(path, {"base": self.base, **state}, {"degradations": [name]}, facts, half=half)
-
-    def load_delta(self, path: str | Path, name: str = "", rename: str = "") -> str:
-        """Take the filters of one degradation from a file; return what they are called here.
-
-        Args:
-            path: of an adapter for the same base.
-            name: which one, where the file has several.
-            rename: what to call it here.
-
-        Raises:
-            WeightsError: the file cannot be read, or was made for another base.
-            RestoreKitError: it has no filters for that, or there are some here already.
-        """
-        tensors, _ = files.read(path)
-        self.check_same_base(str(path), tensors)
-        found = files.by_degradation(tensors)
-        if not name and len(found) != 1:
-            raise RestoreKitError(f"{path} has filters for {', '.join(found) or 'nothing'}", "name one")
-        name = name or next(iter(found))
-        if name not in found:
-            raise unknown(name, found, str(path))
-        own = rename or name
-        if own in self.names:
-            raise RestoreKitError(f"there are filters for {own} already", "give them another name")
-        delta = Delta.shaped_like(found[name])
-        files.load_values(delta, found[name])
-        self.put(own, delta.to(self.base.device))
-        return own
-
-    def check_same_base(self, path: str, tensors: Mapping[str, Tensor]) -> None:
-        """Take a file's base as that of the adapter, where it has none yet.
-
-        Raises:
-            WeightsError: the file was made for another one.
-        """
-        base = bytes(tensors["base"].tolist()).hex()
-        if self.base_hash and base != self.base_hash:
-            raise WeightsError(
-                f"{path} was made for the base {base[:16]}, the others for {self.base_hash[:16]}",
-                "put together adapters of one base",
-            )
-        self.base.copy_(tensors["base"])

@@ -1,25 +1,34 @@
-"""What an adapter has: filters for each degradation, a classifier that tells these, and what a run trains."""
+"""What an adapter has: filters for each degradation, a classifier that tells these, and what a run trains.
+
+What acts by an adapter knows this much of it; how it is made and written is adapter.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from restorekit.contracts import Adapter
-from restorekit.errors import RestoreKitError
+from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.filters import FilterScores
+from restorekit_adms import files
 from restorekit_adms.classifier import Classifier
 from restorekit_adms.deltas import Delta
 from restorekit_adms.naming import check_names, unknown
+from restorekit_adms.routing import RouterChoice
 
 Train = Literal["deltas", "classifier", "all"]
+Mode = Literal["auto", "merge", "group", "soft"]
 
 
 class Dedicated(Adapter):
-    """Filters dedicated to degradations by name, and perhaps a classifier.
+    """Filters dedicated to degradations by name, and perhaps a classifier: what an adaptive network acts by.
 
     Args:
         degradations: that filters are wanted for; what there is are the names of the filters.
@@ -33,6 +42,12 @@ class Dedicated(Adapter):
     """
 
     base: Tensor
+    # What decides, and how it is acted by: arguments of the adapter.
+    router: RouterChoice
+    temperature: float
+    top1: bool
+    least: float
+    mode: Mode
 
     def __init__(
         self,
@@ -105,6 +120,60 @@ class Dedicated(Adapter):
         """Fingerprint of the network that it was made for; empty while there was none."""
         found = bytes(self.base.cpu().tolist()) if not self.base.is_meta else b""
         return found.hex() if any(found) else ""
+
+    # What is done with them.
+
+    @abstractmethod
+    def choose(
+        self, backbone: nn.Module, scores: Mapping[str, FilterScores | None], ratio: float | None = None
+    ) -> None:
+        """Give degradations filters of a base, at zero."""
+
+    @abstractmethod
+    def save_delta(self, name: str, path: str | Path, *, half: bool = False) -> Path:
+        """Write the filters of one degradation alone."""
+
+    def load_delta(self, path: str | Path, name: str = "", rename: str = "") -> str:
+        """Take the filters of one degradation from a file; return what they are called here.
+
+        Args:
+            path: of an adapter for the same base.
+            name: which one, where the file has several.
+            rename: what to call it here.
+
+        Raises:
+            WeightsError: the file cannot be read, or was made for another base.
+            RestoreKitError: it has no filters for that, or there are some here already.
+        """
+        tensors, _ = files.read(path)
+        self.check_same_base(str(path), tensors)
+        found = files.by_degradation(tensors)
+        if not name and len(found) != 1:
+            raise RestoreKitError(f"{path} has filters for {', '.join(found) or 'nothing'}", "name one")
+        name = name or next(iter(found))
+        if name not in found:
+            raise unknown(name, found, str(path))
+        own = rename or name
+        if own in self.names:
+            raise RestoreKitError(f"there are filters for {own} already", "give them another name")
+        delta = Delta.shaped_like(found[name])
+        files.load_values(delta, found[name])
+        self.put(own, delta.to(self.base.device))
+        return own
+
+    def check_same_base(self, path: str, tensors: Mapping[str, Tensor]) -> None:
+        """Take a file's base as that of the adapter, where it has none yet.
+
+        Raises:
+            WeightsError: the file was made for another one.
+        """
+        base = bytes(tensors["base"].tolist()).hex()
+        if self.base_hash and base != self.base_hash:
+            raise WeightsError(
+                f"{path} was made for the base {base[:16]}, the others for {self.base_hash[:16]}",
+                "put together adapters of one base",
+            )
+        self.base.copy_(tensors["base"])
 
     # Training.
 

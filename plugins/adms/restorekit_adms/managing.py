@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,10 @@ from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
+from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
 from restorekit_adms.sharing import check_own, merged_by, turn, unmerged
-
-if TYPE_CHECKING:
-    from restorekit_adms.adapter import Adms
 
 
 class Managed(Backbone):
@@ -33,7 +31,7 @@ class Managed(Backbone):
         adapter: the filters.
     """
 
-    def __init__(self, backbone: Backbone, adapter: Adms) -> None:
+    def __init__(self, backbone: Backbone, adapter: Dedicated) -> None:
         super().__init__()
         self.backbone, self.adapter = backbone, adapter
         self._mixer: Mixer | None = None

@@ -6,7 +6,7 @@ Shapes: B batch, C image channels, H W pixels, D degradations, K kinds: these, p
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,11 @@ from torch.func import functional_call
 
 from restorekit.contracts import Backbone, Judged, Verdict
 from restorekit.errors import RestoreKitError
+from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.managing import Managed
 from restorekit_adms.overlapping import overlap_shares
 from restorekit_adms.routing import certain, checked, largest, uniform
 from restorekit_adms.sharing import check_own, turn
-
-if TYPE_CHECKING:
-    from restorekit_adms.adapter import Adms
-
-Mode = Literal["auto", "merge", "group", "soft"]
 
 T = TypeVar("T")
 # Shares that differ by less are one verdict.
@@ -57,7 +53,7 @@ class Adaptive(Managed):
 
     judges = True
 
-    def __init__(self, backbone: Backbone, adapter: Adms) -> None:
+    def __init__(self, backbone: Backbone, adapter: Dedicated) -> None:
         super().__init__(backbone, adapter)
         self.size_multiple, self.padding, self.scale = (
             backbone.size_multiple,

@@ -9,22 +9,18 @@ image. Meant for diagnosis: it costs as much as ``steps`` steps of training for 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from restorekit.errors import RestoreKitError
+from restorekit_adms.managing import Managed
 from restorekit_adms.sharing import check_own, turn
-
-if TYPE_CHECKING:
-    from restorekit_adms.network import Adaptive
 
 _STEPS, _RATIO, _TEMPERATURE = 8, 0.25, 0.1
 
 
-def overlap_shares(network: Adaptive, image: Tensor) -> Tensor:
+def overlap_shares(network: Managed, image: Tensor) -> Tensor:
     """(1, C, H, W) -> (1, K): softmax of the overlaps, nothing for kinds that none is of.
 
     Raises:

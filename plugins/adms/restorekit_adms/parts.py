@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit_adms import files
 from restorekit_adms.classifier import widths_in
+from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.naming import check_names, unknown
 
-if TYPE_CHECKING:
-    from restorekit_adms.adapter import Adms
 
-
-def put_together(adapter: Adms) -> None:
+def put_together(adapter: Dedicated, paths: Iterable[str]) -> None:
     """Take degradations and a classifier from the files that are named as parts.
 
     Raises:
@@ -24,7 +22,7 @@ def put_together(adapter: Adms) -> None:
         RestoreKitError: two parts have filters for one degradation, or a classifier each, or a part has
             filters that were not asked for.
     """
-    for path in adapter.parts:
+    for path in paths:
         tensors, facts = files.read(path)
         stated = files.stated_by(path, facts)
         adapter.check_same_base(path, tensors)
@@ -53,7 +51,7 @@ def put_together(adapter: Adms) -> None:
     adapter.classifier.keep(adapter.routed)
 
 
-def _take_classifier(adapter: Adms, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
+def _take_classifier(adapter: Dedicated, tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> None:
     """Take the classifier of a part, and how its shares are acted by where nothing else was asked for."""
     none: str = stated.get("none", "")
     adapter.none = adapter.none or none
