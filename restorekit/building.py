@@ -50,6 +50,9 @@ def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Mod
             )
     try:
         module = cast(nn.Module, kind(**part.params))
+    except ConfigError as error:
+        # Its own arguments it calls params, whatever part of a pipeline it is.
+        raise (error.below(part.where) if error.where.startswith("params") else error) from error
     except (TypeError, ValueError) as error:
         raise ConfigError(
             where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known) or 'none'}"

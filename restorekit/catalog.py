@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from restorekit import cache
 from restorekit.errors import WeightsError, near
-from restorekit.registry import weights
+from restorekit.registry import priors, weights
 
 # A safetensors header larger than this is not one: the format caps it.
 HEADER_LIMIT = 100_000_000
@@ -320,6 +320,7 @@ def by_name(name: str) -> Pretrained:
 
     Raises:
         WeightsError: nothing is declared under that name; with near names.
+        UnknownComponentError: there is no such prior.
     """
     known = {item.name: item for item in declared()}
     if name.startswith(_PRIOR):
@@ -327,6 +328,7 @@ def by_name(name: str) -> Pretrained:
         own = [item for item in known.values() if item.component == component]
         if default := next((item for item in own if item.default), None):
             return default
+        _ = priors[component]
         raise WeightsError(
             f"prior {component!r} has no weights that it uses by default",
             f"name one of {', '.join(item.name for item in own)}"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -20,7 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from restorekit.errors import ConfigError, near
 
@@ -247,8 +248,18 @@ def check(kind: type[SpecT], document: object, source: str) -> SpecT:
         raise ConfigError(
             f"{source}: {path}" if path else source,
             first["msg"][:1].lower() + first["msg"][1:] + given,
-            str(first.get("ctx", {}).get("hint", "")),
+            _hint(first),
         ) from error
+
+
+def _hint(fault: ErrorDetails) -> str:
+    """Return how to mend what pydantic found."""
+    context = fault.get("ctx", {})
+    if fault["type"] in ("tuple_type", "list_type"):
+        return f"write a list, as [{fault['input']}]"
+    if fault["type"] == "literal_error":
+        return near(str(fault["input"]), re.findall("'([^']+)'", str(context.get("expected", ""))))
+    return str(context.get("hint", ""))
 
 
 def _path(loc: tuple[int | str, ...]) -> str:

@@ -40,6 +40,8 @@ Progress = Callable[[str, int, int], None]
 
 # What a cut can cost at most: a chunk that is not complete is lost.
 _CHUNK = 1 << 15
+# Characters of what a library says of a failure.
+_LONGEST = 300
 # Tries in a row that bring nothing new; a slow or unsteady line may take as many as it needs.
 _FRUITLESS_TRIES = 4
 _PAUSE = 0.5
@@ -343,4 +345,5 @@ def _discard(part: Path) -> None:
 
 
 def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -32,7 +32,11 @@ class ConfigError(RestoreKitError):
 
     def __init__(self, where: str, message: str, hint: str = "") -> None:
         super().__init__(f"{where}: {message}" if where else message, hint)
-        self.where = where
+        self.where, self.told = where, message
+
+    def below(self, place: str) -> ConfigError:
+        """Return the same error, further down: a component does not know where it stands."""
+        return ConfigError(f"{place}.{self.where}", self.told, self.hint)
 
 
 class UnknownComponentError(RestoreKitError, KeyError):

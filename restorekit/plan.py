@@ -5,13 +5,14 @@ A plan looks every name up and opens every file of weights that it needs; it bui
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from restorekit import registry
-from restorekit.catalog import Checkpoint, Pretrained, declared, find
+from restorekit.catalog import PRIOR_KEY, Checkpoint, Pretrained, declared, find
 from restorekit.config import ComponentRef, PipelineSpec, RefineSpec, RestoreSpec
 from restorekit.errors import ConfigError
 from restorekit.references import source, state
@@ -80,6 +81,41 @@ class Part:
         if self.kind != "prior" or not known or not isinstance(wanted, str):
             return None
         return Model(wanted, next((item for item in known if wanted in (item.tag, item.reference)), None))
+
+    @cached_property
+    def trained_with(self) -> Mapping[str, Any]:
+        """What a refiner's weights state of the prior of their training: name, params, and its fingerprint.
+
+        Empty where they state nothing, or are not on this machine yet. Files written before fingerprints were
+        kept have none.
+        """
+        here = self.checkpoint is not None and self.checkpoint.is_here
+        facts = self.checkpoint.metadata() if self.checkpoint and here else {}
+        return cast(Mapping[str, Any], json.loads(facts.get(PRIOR_KEY, "null")) or {})
+
+    def untrained(self, prior: Part, fingerprint: str = "") -> ConfigError:
+        """Return the error that this refiner's weights were trained with another prior.
+
+        Args:
+            prior: the one that is given.
+            fingerprint: of it, where that alone is another one.
+        """
+        assert self.checkpoint is not None
+        weights, then = self.checkpoint.name, _said(self.trained_with)
+        if fingerprint:
+            return ConfigError(
+                f"{self.where}.prior",
+                f"{weights} was trained with {then} of fingerprint {self.trained_with['fingerprint']}, here "
+                f"its fingerprint is {fingerprint}: its files are not the same",
+                "give the prior the files of then (of a hub, by hub:owner/repository@revision), or train "
+                "again",
+            )
+        now = _said({"name": prior.entry.name, "params": prior.params})
+        return ConfigError(
+            f"{self.where}.prior",
+            f"{weights} was trained with {then}, this is {now}",
+            "name the prior that it was trained with, and its params",
+        )
 
     @property
     def licences(self) -> tuple[str, ...]:
@@ -180,7 +216,7 @@ def parts(spec: PipelineSpec) -> tuple[tuple[Part, ...], ...]:
     """Return the parts of each step: the component of the verb first, then its adapter or prior, if any.
 
     Raises:
-        ConfigError: the prior ``none`` is given arguments.
+        ConfigError: the prior ``none`` is given arguments, or a refiner was trained with another prior.
         UnknownComponentError: no installed distribution offers a component of that name.
         WeightsError: weights are missing.
     """
@@ -197,7 +233,12 @@ def _step_parts(index: int, step: RestoreSpec | RefineSpec) -> tuple[Part, ...]:
     where = f"steps[{index}].refine"
     prior, refiner = step.refine.prior, _part(where, registry.refiners, step.refine)
     if prior.name != NO_PRIOR:
-        return (refiner, _part(f"{where}.prior", registry.priors, prior))
+        guide = _part(f"{where}.prior", registry.priors, prior)
+        stated = refiner.trained_with
+        if stated and stated["name"] != guide.entry.name:
+            # Known before anything is fetched for it.
+            raise refiner.untrained(guide)
+        return (refiner, guide)
     if prior.params or prior.weights:
         raise ConfigError(f"{where}.prior", "none takes no params and no weights", "leave them out")
     return (refiner,)
@@ -206,3 +247,8 @@ def _step_parts(index: int, step: RestoreSpec | RefineSpec) -> tuple[Part, ...]:
 def _part(where: str, kind: registry.Registry[Any], ref: ComponentRef) -> Part:
     entry = kind[ref.name]
     return Part(where, kind.kind, entry, ref, find(ref.name, ref.weights) if ref.weights else None)
+
+
+def _said(prior: Mapping[str, Any]) -> str:
+    params = ", ".join(f"{key} {value}" for key, value in prior["params"].items())
+    return f"{prior['name']} ({params})" if params else str(prior["name"])

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from restorekit.building import Priors, build, memory_of, stand_in
-from restorekit.catalog import PRIOR_KEY
 from restorekit.config import TileSpec
 from restorekit.contracts import (
     Adapter,
@@ -28,7 +27,7 @@ from restorekit.contracts import (
     Refiner,
     Verdict,
 )
-from restorekit.errors import ConfigError, ContractError
+from restorekit.errors import ConfigError, ContractError, WeightsError
 from restorekit.plan import NO_PRIOR, Part
 from restorekit.result import PriorRecord, StepRecord
 from restorekit.runtime import channels_last, check_finite, choose_tile, run_with_ladder, smallest_tile
@@ -69,13 +68,12 @@ class Step:
         self.prior: Prior | None = None
         if isinstance(main, Backbone):
             for part in parts[1:]:
-                main = cast(Adapter, build(part)).attach(main)
+                main = _attached(part, main, parts[0])
         elif len(parts) == 1:
             self.prior = stand_in(parts[0])
         else:
             refiner = cast(Refiner, main)
-            self.prior = priors.of(parts[1], refiner)
-            _check_prior(parts, refiner, self.prior)
+            self.prior = _found_prior(parts, refiner, priors)
         self.network = cast("Backbone | Refiner", main)
 
     def put_inside(self, before: Step | None) -> None:
@@ -338,44 +336,54 @@ def _refine(network: Refiner, features: PriorFeatures, before: Tensor, after: Te
     return refined
 
 
-def _check_prior(parts: Sequence[Part], refiner: Refiner, prior: Prior) -> None:
-    """Refuse a prior of another width than the refiner takes, or another one than it was trained with."""
+def _found_prior(parts: Sequence[Part], refiner: Refiner, priors: Priors) -> Prior:
+    """Return the prior of a refiner.
+
+    Raises:
+        ConfigError: it is of another width than the refiner takes, or another one than it was trained with.
+        WeightsError: it cannot be had.
+    """
+    main, guide = parts
+    trained_with = main.trained_with
+    found = json.loads(json.dumps({"name": guide.entry.name, "params": guide.params}))
+    differs = any(found[key] != trained_with[key] for key in found) if trained_with else False
+    try:
+        prior = priors.of(guide, refiner)
+    except WeightsError as error:
+        if not differs:
+            raise
+        # What cannot be had is not even wanted.
+        raise main.untrained(guide) from error
+    then = trained_with.get("fingerprint", "")
+    # Equal files and arguments make equal features, however they were named.
+    if then and then == prior.fingerprint:
+        return prior
+    if differs:
+        raise main.untrained(guide)
+    if then and prior.fingerprint:
+        raise main.untrained(guide, prior.fingerprint)
     if refiner.prior_features not in (None, prior.features):
-        name, guide = (part.entry.name for part in parts[:2])
         raise ConfigError(
-            f"{parts[0].where}.prior",
-            f"{name} was built for a prior of {refiner.prior_features} features, "
-            f"{guide} has {prior.features}",
+            f"{main.where}.prior",
+            f"{main.entry.name} was built for a prior of {refiner.prior_features} features, "
+            f"{guide.entry.name} has {prior.features}",
             "name the prior that it was trained with",
         )
-    checkpoint, given = parts[0].checkpoint, parts[1]
-    stated = json.loads((checkpoint.metadata() if checkpoint else {}).get(PRIOR_KEY, "null"))
-    if checkpoint is None or not stated:
-        return
-    # Files written before fingerprints were kept state none.
-    trained_with = stated.pop("fingerprint", "")
-    # Equal files and arguments make equal features, however they were named.
-    if trained_with and trained_with == prior.fingerprint:
-        return
-    found = json.loads(json.dumps({"name": given.entry.name, "params": given.params}))
-    if stated != found:
-        raise ConfigError(
-            f"{parts[0].where}.prior",
-            f"{checkpoint.name} was trained with {_said(stated)}, this is {_said(found)}",
-            "name the prior that it was trained with, and its params",
-        )
-    if trained_with and prior.fingerprint:
-        raise ConfigError(
-            f"{parts[0].where}.prior",
-            f"{checkpoint.name} was trained with {_said(stated)} of fingerprint {trained_with}, here its "
-            f"fingerprint is {prior.fingerprint}: its files are not the same",
-            "give the prior the files of then (of a hub, by hub:owner/repository@revision), or train again",
-        )
+    return prior
 
 
-def _said(prior: Mapping[str, Any]) -> str:
-    params = ", ".join(f"{key} {value}" for key, value in prior["params"].items())
-    return f"{prior['name']} ({params})" if params else str(prior["name"])
+def _attached(part: Part, base: Backbone, to: Part) -> Backbone:
+    """Return a backbone with an adapter.
+
+    Raises:
+        WeightsError: the adapter was made for another base; both files are named.
+    """
+    adapter = cast(Adapter, build(part))
+    try:
+        return adapter.attach(base)
+    except WeightsError as error:
+        files = [each.checkpoint.name for each in (part, to) if each.checkpoint]
+        raise WeightsError(f"{part.where}: {error.message} ({' on '.join(files)})", error.hint) from error
 
 
 def _planes(image: Tensor, channels: int) -> list[Tensor]:

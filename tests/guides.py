@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from restorekit.contracts import Backbone, Prior, PriorFeatures
+from restorekit.errors import WeightsError
 from restorekit.references import sha256
 
 ENTRY_POINTS = """
@@ -62,6 +63,8 @@ class Filed(Statistics):
     def __init__(self, file: str):
         super().__init__()
         self.file = Path(file)
+        if not self.file.is_file():
+            raise WeightsError(f"no file {file}", "check the path")
 
     @property
     def fingerprint(self):

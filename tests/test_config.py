@@ -1,8 +1,18 @@
 import json
+from typing import Literal
 
 import pytest
 
-from restorekit.config import PipelineSpec, RefineSpec, RestoreSpec, find_pipeline, presets, with_settings
+from restorekit.config import (
+    PipelineSpec,
+    RefineSpec,
+    RestoreSpec,
+    Spec,
+    check,
+    find_pipeline,
+    presets,
+    with_settings,
+)
 from restorekit.errors import ConfigError
 
 
@@ -98,6 +108,20 @@ def test_setting_values_are_data_and_never_run():
 )
 def test_wrong_settings_are_refused_with_a_remedy(setting, hint):
     assert hint in refused({"steps": [{"restore": "median"}]}, [setting]).hint
+
+
+class Asked(Spec):
+    seeds: tuple[int, ...] = ()
+    way: Literal["mixed", "decided"] = "mixed"
+
+
+def test_one_value_in_place_of_a_list_and_words_with_a_slip_have_a_remedy():
+    with pytest.raises(ConfigError, match="seeds") as caught:
+        check(Asked, {"seeds": 3}, "a.yaml")
+    assert caught.value.hint == "write a list, as [3]"
+    with pytest.raises(ConfigError, match="way") as caught:
+        check(Asked, {"way": "mixd"}, "a.yaml")
+    assert caught.value.hint == "did you mean 'mixed'?"
 
 
 def test_setting_for_a_name_that_stands_twice_asks_for_the_number():

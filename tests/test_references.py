@@ -9,7 +9,7 @@ from restorekit.api import load_pipeline
 from restorekit.cache import downloads, is_offline
 from restorekit.catalog import Need, Pretrained, by_name
 from restorekit.config import PipelineSpec
-from restorekit.errors import LicenceError, OfflineError, WeightsError
+from restorekit.errors import LicenceError, OfflineError, UnknownComponentError, WeightsError
 from restorekit.licences import check_licences
 from restorekit.plan import parts
 from restorekit.ready import ready_backbone
@@ -327,8 +327,9 @@ def test_a_prior_without_defaults_says_what_there_is(strangers):
         by_name("prior:brightness")
     WEIGHTS.clear()
     assert "brightness/small" in caught.value.hint
-    with pytest.raises(WeightsError, match="has no weights"):
-        by_name("prior:other")
+    with pytest.raises(UnknownComponentError, match="no prior called 'brightnes'") as unknown:
+        by_name("prior:brightnes")
+    assert unknown.value.hint == "did you mean 'brightness'?"
 
 
 def chain(**params):

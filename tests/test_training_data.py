@@ -57,6 +57,8 @@ def test_damaged_files_are_named_and_left_out(tmp_path):
 def test_folder_without_enough_photographs_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="holds 0 readable images"):
         source_of(tmp_path)
+    with pytest.raises(TrainingError, match=r"data\.folder: .*nowhere is no folder"):
+        source_of(tmp_path / "nowhere")
 
 
 def test_photographs_are_decoded_once(folder, cache_folder):

@@ -93,7 +93,11 @@ def restore(
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
 ) -> None:
-    """Restore images. Inputs that fail are named, and do not stop the others (exit code 3)."""
+    """Restore images.
+
+    Inputs that do not exist are refused before any is restored. Those that fail are named, and do not stop
+    the others (exit code 3).
+    """
     from restorekit.batch import collect
     from restorekit.files import ensure_writable
     from restorekit.plan import parts

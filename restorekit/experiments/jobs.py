@@ -19,7 +19,7 @@ from restorekit.config import PipelineSpec
 from restorekit.contracts import Refiner
 from restorekit.datasets import Sample
 from restorekit.degradations.spec import RecipeSpec
-from restorekit.errors import ConfigError, TrainingError
+from restorekit.errors import ConfigError, RestoreKitError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate, fingerprint
 from restorekit.experiments.notes import Note, named_files
@@ -108,7 +108,12 @@ def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
         RestoreKitError: a job cannot be done; those before it are kept.
     """
     for job in jobs:
-        job.check()
+        try:
+            job.check()
+        except RestoreKitError as error:
+            # Jobs are alike, and what is wrong with one is no secret of the others.
+            error.message = f"{job.name}: {error.message}"
+            raise
     for index, job in enumerate(jobs):
         _refuse_stale(jobs[index:])
         if job.result.exists():

@@ -45,11 +45,13 @@ class Photographs(Source):
         """Read folders; what is in the cache already is not decoded again.
 
         Raises:
-            TrainingError: they hold too few images to train on.
+            TrainingError: they are no folders, or hold too few images to train on.
         """
         decoded = Decoded(Path(spec.cache) if spec.cache else None)
         jobs = []
         for folder in map(Path, spec.folder):
+            if not folder.is_dir():
+                raise TrainingError(f"data.folder: {folder} is no folder", "check the path")
             prefix = f"{folder}/" if len(spec.folder) > 1 else ""
             for path in sorted(path for path in folder.glob("**/*") if path.suffix.lower() in SUFFIXES):
                 name = prefix + path.relative_to(folder).as_posix()

@@ -21,6 +21,7 @@ from restorekit_adms.choosing import Choice, Init, Mask, check_word
 from restorekit_adms.classifier import WIDTHS, widths_in
 from restorekit_adms.dedicated import Dedicated, Mode, Train
 from restorekit_adms.deltas import Delta, Vectors
+from restorekit_adms.naming import unknown
 from restorekit_adms.network import Adaptive
 from restorekit_adms.parts import put_together
 from restorekit_adms.routing import Route, RouterChoice
@@ -58,9 +59,10 @@ class Adms(Dedicated):
             degradation.
         none: name of one more kind for which the base acts alone, such as clean; empty for no such kind.
         temperature: divides the classifier's logits; above 1 mixes more.
-        top1: act by the largest share alone.
-        least: with ``top1``, the smallest share that is acted by; where the largest is below it, the base
-            acts alone: to undo what an image does not suffer from costs more than to leave it. These, the
+        top1: act by the largest share alone, where a router looks at the image.
+        least: with ``top1``, the smallest share of the classifier that is acted by; where the largest is
+            below it, the base acts alone: to undo what an image does not suffer from costs more than to
+            leave it. These, the
             temperature and ``none`` are, where left at their defaults, those of the part that has the
             classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
@@ -163,7 +165,7 @@ class Adms(Dedicated):
         Raises:
             WeightsError: the adapter was made for another base; both hashes are named.
             RestoreKitError: the network has no filters, or nothing says which ones to take, or another
-                network has merged its own into the base.
+                network has merged its own into the base, or the oracle names what there is nothing for.
         """
         check_own(backbone)
         state = backbone.state_dict()
@@ -174,6 +176,9 @@ class Adms(Dedicated):
         self.base_parameters = sum(parameter.numel() for parameter in backbone.parameters())
         if not self.names:
             self._begin(backbone)
+        label = self.router.label
+        if label and label not in self.kinds:
+            raise unknown(label, self.kinds, "params.router.label")
         return Adaptive(backbone, self)
 
     def _check_base(self, found: str) -> None:

@@ -21,6 +21,8 @@ from restorekit_adms.routing import certain, checked, largest, uniform
 from restorekit_adms.sharing import check_own, turn
 
 T = TypeVar("T")
+# Sources of shares that differ by what the image looks like.
+_LOOKING = ("classifier", "overlap", "custom")
 # Shares that differ by less are one verdict.
 _DIGITS = 6
 
@@ -83,12 +85,12 @@ class Adaptive(Managed):
     def for_image(self, degraded: Tensor, tile: int) -> Judged:
         """Return the network with the mixture for this image (1, C, H, W), judged once, and the verdict."""
         shares, source = self.judge(degraded)
-        weights = self._weights_of(shares)
+        weights = self._weights_of(shares, source)
         act: Callable[[Tensor], Tensor] = self.backbone
         if tile:
             act = self._act(lambda image: self.backbone.for_image(image, tile), degraded, weights)
         found = dict(zip(self.adapter.kinds, shares[0].tolist(), strict=True))
-        left = bool(shares.any()) and not self._acted(shares).any()
+        left = bool(shares.any()) and not self._acted(shares, source).any()
         verdict = Verdict(found, source, sure=not left)
         return Judged(lambda window: self._act(act, window, weights.expand(len(window), -1)), verdict)
 
@@ -169,19 +171,19 @@ class Adaptive(Managed):
 
     def weights(self, degraded: Tensor) -> Tensor:
         """(B, C, H, W) -> weights (B, D) of the filters of each degradation."""
-        return self._weights_of(self.judge(degraded)[0])
+        return self._weights_of(*self.judge(degraded))
 
-    def _weights_of(self, shares: Tensor) -> Tensor:
-        weights = self._acted(shares)[:, : len(self.adapter.names)]
+    def _weights_of(self, shares: Tensor, source: str) -> Tensor:
+        weights = self._acted(shares, source)[:, : len(self.adapter.names)]
         if self._scales:
             factors = [self._scales.get(name, 1.0) for name in self.adapter.names]
             weights = weights * torch.tensor(factors, device=weights.device, dtype=weights.dtype)
         return weights
 
-    def _acted(self, shares: Tensor) -> Tensor:
+    def _acted(self, shares: Tensor, source: str) -> Tensor:
         """(B, K) -> (B, K): what is acted by."""
-        if self.settled is None and self.adapter.top1:
-            return largest(shares, self.adapter.least)
+        if self.adapter.top1 and source in _LOOKING:
+            return largest(shares, self.adapter.least if source == "classifier" else 0)
         return shares
 
     def _here(self, degraded: Tensor) -> Tensor:

@@ -114,6 +114,18 @@ def test_a_share_below_the_least_leaves_the_image_to_the_base():
         adapter_of(network_of(), top1=True, least=1.5)
 
 
+@pytest.mark.parametrize(
+    ("router", "mixes"), [("uniform", True), ("overlap", False), ({"name": "oracle", "label": "blur"}, False)]
+)
+def test_only_what_looks_at_the_image_is_decided_and_only_the_classifier_can_be_unsure(router, mixes):
+    network = network_of()
+    x = images(network)
+    _, adaptive = adapter_of(network, router=router, top1=True, least=0.9)
+    found = adaptive.for_image(x, 0).verdict
+    assert found.sure and adaptive.weights(x).sum() == 1
+    assert set(adaptive.weights(x).flatten().tolist()) == ({0.5} if mixes else {0.0, 1.0})
+
+
 def test_routers_say_what_they_should():
     network = network_of()
     x = images(network, 2)

@@ -258,7 +258,9 @@ def test_filters_work_in_a_pipeline_without_a_classifier(folder, base, scores, t
     with pytest.raises(
         RestoreKitError, match=r"no degradation 'nose'; it knows: noise, blur(.|\n)*did you mean 'noise'"
     ):
-        pipeline_of(base, weights, router={"name": "oracle", "label": "nose"})(image)
+        pipeline_of(base, weights, router={"name": "oracle", "label": "nose"})
+    with pytest.raises(ConfigError, match=r"steps\[0\]\.restore\.adapter\.params\.mode: "):
+        pipeline_of(base, weights, mode="merged")
     noise = pipeline_of(base, weights, router={"name": "oracle", "label": "noise"})(image)
     blur = pipeline_of(base, weights, router={"name": "oracle", "label": "blur"})(image)
     assert str(noise.verdict) == "noise 100 %"
@@ -271,8 +273,10 @@ def test_base_of_another_hash_is_refused(folder, base, scores, tmp_path):
     other = {name: value + 1e-3 for name, value in load_file(base).items()}
     save_file(other, tmp_path / "other.safetensors")
     ours, theirs = fingerprint(load_file(base))[:16], fingerprint(other)[:16]
-    with pytest.raises(WeightsError, match=f"made for the base {ours}, the network is {theirs}"):
+    with pytest.raises(WeightsError, match=f"made for the base {ours}, the network is {theirs}") as caught:
         pipeline_of(tmp_path / "other.safetensors", weights)
+    assert caught.value.message.startswith("steps[0].restore.adapter: ")
+    assert caught.value.message.endswith(f"({weights} on {tmp_path / 'other.safetensors'})")
     with pytest.raises(WeightsError, match=f"for the base {ours}, the network is {theirs}"):
         build_networks(spec_for(folder, tmp_path / "other.safetensors", params))
 

@@ -13,10 +13,10 @@ from ptgrm_cases import IMAGE, chain, run_command, saved
 from safetensors.torch import save_file
 from torch.nn.functional import l1_loss
 
-from restorekit import Pipeline, PipelineSpec, restore
+from restorekit import Pipeline, PipelineSpec, plan, restore
 from restorekit.catalog import PARAMS_KEY, PRIOR_KEY
 from restorekit.contracts import PriorFeatures
-from restorekit.errors import ConfigError, ContractError, TrainingError
+from restorekit.errors import ConfigError, ContractError, TrainingError, WeightsError
 from restorekit.training.build import build_networks
 from restorekit.training.loop import prepare
 from restorekit.training.spec import TrainSpec
@@ -138,10 +138,27 @@ def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
     run = prepare(training(tmp_path), tmp_path / "run")
     refine = {"name": "ptgrm", "weights": str(run.train()), "prior": "broken"}
     with pytest.raises(ConfigError, match="was trained with statistics, this is broken"):
-        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+        # Before it is built, and fetched: a plan says so too.
+        plan.parts(PipelineSpec.parse(chain({"refine": refine})))
     refine["prior"] = {"name": "statistics", "params": {"features": 16}}
     with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 16\)"):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+    refine["prior"] = {"name": "statistics", "params": {"features": 8}}
+    with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 8\)"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+def test_prior_that_cannot_be_had_and_is_not_wanted_is_no_reason_to_fetch_it(tmp_path):
+    (tmp_path / "prior.bin").write_bytes(b"then")
+    prior = {"name": "filed", "params": {"file": str(tmp_path / "prior.bin")}}
+    run = prepare(training(tmp_path, prior=prior), tmp_path / "run")
+    refine = {"name": "ptgrm", "weights": str(run.train())}
+    refine["prior"] = {"name": "filed", "params": {"file": str(tmp_path / "nowhere.bin")}}
+    with pytest.raises(ConfigError, match=r"trained with filed .*prior\.bin\), this is filed .*nowhere"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+    (tmp_path / "prior.bin").unlink()
+    with pytest.raises(WeightsError, match=r"no file .*prior\.bin"):
+        Pipeline.build(PipelineSpec.parse(chain({"refine": {**refine, "prior": prior}})))
 
 
 def test_prior_whose_files_changed_is_refused_and_one_that_moved_is_not(tmp_path, capsys, monkeypatch):
