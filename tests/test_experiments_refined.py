@@ -343,7 +343,10 @@ def test_a_file_that_makes_no_sense_is_refused(document, path, value, message):
         (["tasks.dark.data=nowhere"], r"tasks\.dark\.data: nowhere is no folder"),
         (["tasks.noise.columns={}", "tasks.noise.degradation=null"], "nothing says what they suffer"),
         (["rows.blind.prior=unheard"], "unheard"),
-        (["rows.blind.prior.params.weights=gone.safetensors"], r"noise: .*blind, seed 0: .*no file gone\.safetensors"),
+        (
+            ["rows.blind.prior.params.weights=gone.safetensors"],
+            r"noise: .*blind, seed 0: .*no file gone\.safetensors",
+        ),
         (["rows.blind.refiner={prior_scal: 0}"], "ptgrm takes no 'prior_scal'"),
         (["backbone=double"], "the backbone enlarges 2 times"),
         (["refined.stages=[{steps: 1, patch: 33, batch: 1}]"], "33 is no multiple of"),
