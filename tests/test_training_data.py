@@ -381,6 +381,23 @@ def test_gray_patches_have_the_same_noise_in_every_colour(folder):
     assert all((one - other).std() > 0.01 for one, other in zip(degraded, clean, strict=True))
 
 
+def test_levels_take_contrast_from_both_of_a_pair_alike_before_anything_is_degraded(folder, pairs):
+    for source in (source_of(folder), pairs_of(pairs)):
+        plain = batch(source, count=8)
+        flat = batch(source, count=8, augment=AugmentSpec(levels=0.2))
+        drawn = set()
+        for before, after in zip(torch.stack(plain, 1), torch.stack(flat, 1), strict=True):
+            contrast = float((after[1].amax() - after[1].amin()) / (before[1].amax() - before[1].amin()))
+            black = float(after[1].amin() - contrast * before[1].amin())
+            assert 0.6 <= contrast < 1 and 0 <= black <= 0.2
+            torch.testing.assert_close(after, black + contrast * before, atol=1e-5, rtol=0)
+            drawn.add(round(contrast, 4))
+        assert len(drawn) == 8
+    noise = DenoiseSpec(sigma=(20, 20), clean=0, jpeg=0)
+    noisy, clean = batch(source_of(folder), degradation=noise, augment=AugmentSpec(levels=0.2))
+    assert float((noisy - clean).std() * 255) == pytest.approx(20, rel=0.05)
+
+
 def test_gray_patches_change_no_other_draw(folder):
     noise = DenoiseSpec(sigma=(20, 20), clean=0, jpeg=0)
     plain, mixed = (

@@ -7,7 +7,7 @@ that train together each take their share of the same batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -105,6 +105,10 @@ class Batches:
         cuts = [self._cut(stage.window, random, kind) for kind in asked]
         # Drawn apart, so that a run without gray patches is the same with this choice and before it.
         gray = np.random.default_rng((self.seed, step, 2)).random(stage.batch) < self.augment.gray
+        if self.augment.levels:
+            random_levels = np.random.default_rng((self.seed, step, 4)).random((stage.batch, 2))
+            levels = (self.augment.levels * random_levels).tolist()
+            cuts = [cut.between(black, 1 - white) for cut, (black, white) in zip(cuts, levels, strict=True)]
         both = [
             self._both(cut, bool(is_gray), random, noise, kind)
             for cut, is_gray, kind in zip(cuts, gray, asked, strict=True)
@@ -183,6 +187,11 @@ class _Patch:
     clean: Tensor
     degraded: Tensor | None
     kind: str
+
+    def between(self, black: float, white: float) -> _Patch:
+        """Return it with less contrast: from ``black`` to ``white``, both of a pair alike."""
+        degraded = None if self.degraded is None else black + (white - black) * self.degraded
+        return replace(self, clean=black + (white - black) * self.clean, degraded=degraded)
 
 
 def degrade(

@@ -109,6 +109,12 @@ class AugmentSpec(Spec):
         default=0.0,
         description="share of clean patches taken gray, with the same noise in every colour",
     )
+    levels: float = Field(
+        default=0.0,
+        ge=0,
+        lt=0.5,
+        description="how far black is raised and white lowered at most, in shares of the range",
+    )
     mixup: Share = Field(default=0.0, description="share of batches blended with themselves in another order")
 
 
