@@ -346,7 +346,7 @@ def _found_prior(parts: Sequence[Part], refiner: Refiner, priors: Priors) -> Pri
     main, guide = parts
     trained_with = main.trained_with
     found = json.loads(json.dumps({"name": guide.entry.name, "params": guide.params}))
-    differs = any(found[key] != trained_with[key] for key in found) if trained_with else False
+    differs = bool(trained_with) and any(found[key] != trained_with[key] for key in found)
     try:
         prior = priors.of(guide, refiner)
     except WeightsError as error:
@@ -376,14 +376,18 @@ def _attached(part: Part, base: Backbone, to: Part) -> Backbone:
     """Return a backbone with an adapter.
 
     Raises:
+        ConfigError: an argument of the adapter does not fit what it holds.
         WeightsError: the adapter was made for another base; both files are named.
     """
     adapter = cast(Adapter, build(part))
     try:
         return adapter.attach(base)
+    except ConfigError as error:
+        raise error.below(part.where) from error
     except WeightsError as error:
-        files = [each.checkpoint.name for each in (part, to) if each.checkpoint]
-        raise WeightsError(f"{part.where}: {error.message} ({' on '.join(files)})", error.hint) from error
+        files = " on ".join(each.checkpoint.name for each in (part, to) if each.checkpoint)
+        message = f"{part.where}: {error.message}" + (f" ({files})" if files else "")
+        raise WeightsError(message, error.hint) from error
 
 
 def _planes(image: Tensor, channels: int) -> list[Tensor]:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_cases import pairs_of, photograph, source_of, spec_for, write_pairs, write_photographs
+from training_cases import (
+    FIXTURES,
+    batch,
+    pairs_of,
+    photograph,
+    source_of,
+    spec_for,
+    write_pairs,
+    write_photographs,
+)
 
 from restorekit.config import check
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
@@ -15,27 +24,7 @@ from restorekit.training.prefetch import ahead
 from restorekit.training.processes import Processes, processes
 from restorekit.training.spec import AugmentSpec, DataSpec, DenoiseSpec, StageSpec, TrainSpec
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(folder))
-    return folder / "training"
-
-
-def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
-    made = Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=patch, batch=count))
-    return made.degraded, made.clean
+folder, pairs, cache_folder = FIXTURES
 
 
 def test_held_out_photographs_are_never_trained_on(folder):

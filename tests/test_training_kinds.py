@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from training_cases import document, pairs_of, source_of, write_pairs, write_photographs
+from training_cases import FIXTURES, document, pairs_of, source_of, write_pairs
 
 from restorekit.config import check
 from restorekit.degradations.spec import RecipeSpec
@@ -11,27 +11,7 @@ from restorekit.training.data import Batches, load_source
 from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec, TrainSpec
 from restorekit.training.validation import validation_set
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(folder))
-    return folder / "training"
-
-
-def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
-    made = Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=patch, batch=count))
-    return made.degraded, made.clean
+folder, pairs, cache_folder = FIXTURES
 
 
 def labelled(source, count=8, step=0, degradation=None, **facts):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from training_cases import pairs_of, photograph, source_of, write_pairs, write_photographs
+from training_cases import FIXTURES, pairs_of, photograph, source_of
 
 from restorekit.config import check
 from restorekit.degradations.spec import RecipeSpec
@@ -13,22 +13,7 @@ from restorekit.training.data import Batches
 from restorekit.training.spec import DenoiseSpec, TrainSpec
 from restorekit.training.validation import validation_cuts, validation_set
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    return write_pairs(tmp_path_factory.mktemp("pairs"))
-
-
-@pytest.fixture(autouse=True)
-def cache_folder(tmp_path_factory, monkeypatch):
-    folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(folder))
-    return folder / "training"
+folder, pairs, cache_folder = FIXTURES
 
 
 def test_validation_patches_stay_the_same(folder):

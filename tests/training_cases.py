@@ -1,14 +1,15 @@
 """What the tests of training share: components that learn within seconds, photographs, a config."""
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
 from restorekit.config import check
 from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures, Refiner
-from restorekit.training.data import load_source
-from restorekit.training.spec import DataSpec, TrainSpec
+from restorekit.training.data import Batches, load_source
+from restorekit.training.spec import DataSpec, StageSpec, TrainSpec
 
 ENTRY_POINTS = """
 [restorekit.backbones]
@@ -203,3 +204,31 @@ def pairs_of(folder, scale=1, **facts):
         ),
         scale,
     )
+
+
+# Fixtures, which a file of tests takes by assigning them: folder, pairs, cache_folder = FIXTURES.
+
+
+@pytest.fixture(scope="module")
+def a_folder(tmp_path_factory):
+    return write_photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.fixture(scope="module")
+def some_pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(folder))
+    return folder / "training"
+
+
+FIXTURES = a_folder, some_pairs, own_cache
+
+
+def batch(source, patch=24, count=3, step=0, degradation=None, **facts):
+    made = Batches(source, degradation, **facts).batch(step, StageSpec(steps=1, patch=patch, batch=count))
+    return made.degraded, made.clean

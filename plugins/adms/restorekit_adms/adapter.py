@@ -62,9 +62,8 @@ class Adms(Dedicated):
         top1: act by the largest share alone, where a router looks at the image.
         least: with ``top1``, the smallest share of the classifier that is acted by; where the largest is
             below it, the base acts alone: to undo what an image does not suffer from costs more than to
-            leave it. These, the
-            temperature and ``none`` are, where left at their defaults, those of the part that has the
-            classifier.
+            leave it. These, the temperature and ``none`` are, where left at their defaults, those of the
+            part that has the classifier.
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
         widths: features of the classifier's convolutions, each at half the size of the one before.
@@ -164,8 +163,9 @@ class Adms(Dedicated):
 
         Raises:
             WeightsError: the adapter was made for another base; both hashes are named.
+            ConfigError: the oracle names what there are no filters for.
             RestoreKitError: the network has no filters, or nothing says which ones to take, or another
-                network has merged its own into the base, or the oracle names what there is nothing for.
+                network has merged its own into the base.
         """
         check_own(backbone)
         state = backbone.state_dict()
@@ -178,7 +178,8 @@ class Adms(Dedicated):
             self._begin(backbone)
         label = self.router.label
         if label and label not in self.kinds:
-            raise unknown(label, self.kinds, "params.router.label")
+            error = unknown(label, self.kinds)
+            raise ConfigError("params.router.label", error.message, error.hint)
         return Adaptive(backbone, self)
 
     def _check_base(self, found: str) -> None:
