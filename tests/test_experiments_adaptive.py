@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import yaml
 from training_cases import write_photographs
 
@@ -11,12 +12,16 @@ from restorekit.config import PipelineSpec
 from restorekit.filters import FilterScores
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
+from restorekit.weights import read_tensors
 
 ROWS = (
     "unified",
     "adaptive",
     "decided",
     "oracle",
+    "polished",
+    "polished-decided",
+    "polished-oracle",
     "uniform",
     "random",
     "delta",
@@ -54,6 +59,7 @@ def made(tmp_path_factory):
         "independent": {"stages": [{"steps": 2, "patch": 16, "batch": 3}]},
         "deltas": {},
         "classifier": {"stages": [{"steps": 3, "patch": 32, "batch": 3}]},
+        "polish": {},
         "discovery": {"images": 2, "patch": 16, "steps": 8},
         "comparison": {
             "data": str(photographs),
@@ -94,9 +100,24 @@ def test_every_row_is_measured_on_every_degradation(made, done):
 
 def test_clean_images_are_a_column_where_one_network_sees_all(done):
     with_clean = {row for row in ROWS if "clean" in done["rows"][row]}
-    assert with_clean == {"unified", "adaptive", "decided", "oracle", "uniform", "larger", "longer"}
+    polished = {"polished", "polished-decided", "polished-oracle"}
+    assert (
+        with_clean == {"unified", "adaptive", "decided", "oracle", "uniform", "larger", "longer"} | polished
+    )
     # Told that an image is clean, the adaptive model is the unified one.
-    assert done["rows"]["oracle"]["clean"]["psnr"] == done["rows"]["unified"]["clean"]["psnr"]
+    for row in ("oracle", "polished-oracle"):
+        assert done["rows"][row]["clean"]["psnr"] == done["rows"]["unified"]["clean"]["psnr"], row
+
+
+def test_polish_trains_filters_and_classifier_on_and_is_what_comes_out(made, done):
+    folder = made[0]
+    assert done["adapter"] == str(folder / "polished" / "weights.safetensors")
+    before, after = (
+        read_tensors(folder / name / "weights.safetensors") for name in ("classifier", "polished")
+    )
+    assert before.keys() == after.keys()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"classifier", "deltas"}
 
 
 def test_every_run_is_as_long_as_its_stage_says(made, done):
@@ -203,3 +224,9 @@ def test_a_document_without_the_mark_is_refused_before_the_work(made, run, tmp_p
     page.write_text("nothing")
     code, _, err = run("adapt", made[1], "-o", tmp_path / "runs", "--write", page)
     assert code == 2 and "no place for small" in err and not (tmp_path / "runs").exists()
+
+
+def test_a_polished_row_needs_the_stage(made, run):
+    folder, file, _ = made
+    code, _, err = run("adapt", file, "-o", folder, "--set", "polish=null")
+    assert code == 2 and "row polished needs the stage polish" in err and "polish: {}" in err

@@ -1,4 +1,4 @@
-"""From an ``AdaptiveSpec`` to its jobs: unified model, specialists, filters, deltas, classifier, table.
+"""From an ``AdaptiveSpec`` to its jobs: unified model, specialists, filters, classifier, polish, table.
 
 The stages are ADMS's (Park, Lee, Chun, CVPR 2023), whose schedules are not published: every one is a choice
 of the file that is read here.
@@ -40,6 +40,9 @@ NAMES: Mapping[Row, str] = {
     "adaptive": "ADMS, classifier",
     "decided": "ADMS, classifier's first choice alone",
     "oracle": "ADMS, told the degradation",
+    "polished": "ADMS, polished, classifier",
+    "polished-decided": "ADMS, polished, classifier's first choice alone",
+    "polished-oracle": "ADMS, polished, told the degradation",
     "uniform": "ADMS, all filters alike",
     "random": "random filters, told",
     "delta": "most changed filters, told",
@@ -187,7 +190,11 @@ class Experiment:
         """
         stages: list[Job] = [self.unified, *self.specialists.values()]
         stages += [self._discovery(name, "faig") for name in self.names]
-        stages += [*self.deltas.values(), self.classifier]
+        stages += [
+            *self.deltas.values(),
+            self.classifier,
+            *([self.last] if self.spec.polish is not None else []),
+        ]
         comparison = self.spec.comparison
         if comparison is None:
             return stages
@@ -236,6 +243,27 @@ class Experiment:
             adapter=self._adapter(parts=parts, **told),
             degradation=self._all,
             loss="kind",
+            balanced=True,
+        )
+
+    @cached_property
+    def last(self) -> Training:
+        """Filters and classifier as they come out: trained on together where the file says so."""
+        if self.spec.polish is None:
+            return self.classifier
+        told = {"none": CLEAN if self.spec.clean else "", "train": "all"}
+        adapter = {
+            "name": self.spec.adapter.name,
+            "weights": str(self.classifier.result),
+            "params": {"train": "all"},
+        }
+        return self._training(
+            "polish",
+            "polished",
+            self._fresh(degradations=list(self.names), **told),
+            backbone=self._unified_ref(),
+            adapter=adapter,
+            degradation=self._all,
             balanced=True,
         )
 
@@ -368,7 +396,7 @@ class Experiment:
         """A network of one degradation says nothing of clean images."""
         one_each = row in ("independent", "specialists", "random", "delta", "copied")
         # Nobody can be told that an image is clean who knows no such kind.
-        untold = row == "oracle" and not self.spec.clean
+        untold = row in ("oracle", "polished-oracle") and not self.spec.clean
         return self.names if one_each or untold else (*self.names, CLEAN)
 
     def _report(self, row: Row, column: str) -> Path:
@@ -376,16 +404,17 @@ class Experiment:
 
     def _pipeline(self, row: Row, column: str) -> PipelineSpec:
         unified, adapter = self._unified_ref(), None
-        if row in ("adaptive", "decided", "oracle", "uniform"):
-            own: dict[Row, dict[str, Any]] = {
+        polished, way = row.startswith("polished"), row.removeprefix("polished").removeprefix("-")
+        if polished or way in ("adaptive", "decided", "oracle", "uniform"):
+            own: dict[str, dict[str, Any]] = {
                 "decided": {"top1": True},
                 "oracle": {"router": {"name": "oracle", "label": column}},
                 "uniform": {"router": "uniform"},
             }
             adapter = {
                 "name": self.spec.adapter.name,
-                "weights": str(self.classifier.result),
-                "params": own.get(row, {}),
+                "weights": str((self.last if polished else self.classifier).result),
+                "params": own.get(way, {}),
             }
         elif row in ("random", "delta", "copied"):
             adapter = {"name": self.spec.adapter.name, "weights": str(self._one_each(row, column).result)}
@@ -401,7 +430,7 @@ class Experiment:
         """Gather what was made: after all jobs."""
         comparison = self.spec.comparison
         if comparison is None:
-            return Made("", {}, self.unified.result, self.classifier.result)
+            return Made("", {}, self.unified.result, self.last.result)
         columns = {row: self._columns(row) for row in comparison.rows}
         reports = {
             row: read_reports({column: self._report(row, column) for column in columns[row]})
@@ -421,7 +450,7 @@ class Experiment:
             f"Data sha256 `{some['dataset_sha256'][:16]}`."
         )
         facts = {"rows": reports, "degradations": list(self.names)}
-        return Made(f"{table}\n\n{about}", facts, self.unified.result, self.classifier.result)
+        return Made(f"{table}\n\n{about}", facts, self.unified.result, self.last.result)
 
 
 def _parameters(row: Row, reports: Mapping[str, Mapping[str, Any]]) -> int | None:

@@ -305,7 +305,9 @@ def _source(data: str) -> Source:
 
 def _unloaded(spec: TrainSpec) -> TrainSpec:
     """Weights of a job before this one are not there yet when jobs are checked."""
-    return spec.model_copy(update={"backbone": spec.backbone.model_copy(update={"weights": None})})
+    parts = {"backbone": spec.backbone, "adapter": spec.adapter}
+    update = {name: part.model_copy(update={"weights": None}) for name, part in parts.items() if part}
+    return spec.model_copy(update=update)
 
 
 @dataclass(frozen=True)

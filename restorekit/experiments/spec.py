@@ -20,7 +20,10 @@ Row = Literal[
     "specialists",
     "adaptive",
     "decided",
+    "polished",
+    "polished-decided",
     "oracle",
+    "polished-oracle",
     "uniform",
     "random",
     "delta",
@@ -59,7 +62,7 @@ class ComparisonSpec(Spec):
 
 
 class AdaptiveSpec(Spec):
-    """An adaptive model from nothing: unified model, specialists, filters, deltas, classifier.
+    """An adaptive model from nothing: unified model, specialists, filters, deltas, classifier, polish.
 
     Each stage is a run of `restorekit train`: what stands under it, over what stands under ``common``, are
     keys of its config. The chain fills in backbone, data, degradation and weights.
@@ -82,6 +85,10 @@ class AdaptiveSpec(Spec):
     discovery: DiscoverySpec = DiscoverySpec()
     deltas: Mapping[str, Any] = Field(description="keys of the runs of the filters of one degradation each")
     classifier: Mapping[str, Any] = Field(description="keys of the run of the classifier")
+    polish: Mapping[str, Any] | None = Field(
+        default=None,
+        description="keys of the run that trains filters and classifier on together; none without it",
+    )
     comparison: ComparisonSpec | None = Field(default=None, description="the table; none without it")
 
     @model_validator(mode="after")
@@ -97,6 +104,9 @@ class AdaptiveSpec(Spec):
                     raise wrong(f"the table names {name!r}, which is not trained", "use the same names")
             if "larger" in self.comparison.rows and not self.comparison.larger:
                 raise wrong("row larger needs params", "write, for example, larger: {width: 20}")
+            polished = [row for row in self.comparison.rows if row.startswith("polished")]
+            if polished and self.polish is None:
+                raise wrong(f"row {polished[0]} needs the stage polish", "write, for example, polish: {}")
         return self
 
     def run(self, stage: str, **filled: Any) -> TrainSpec:
