@@ -18,7 +18,7 @@ from restorekit.filters import Budget, FilterScores, Scope, Unit, fingerprint
 from restorekit.weights import load_into
 from restorekit_adms import files
 from restorekit_adms.choosing import Choice, Init, Mask, check_word
-from restorekit_adms.classifier import WIDTHS, widths_in
+from restorekit_adms.classifier import WIDTHS, Pooling
 from restorekit_adms.dedicated import Dedicated, Mode, Train
 from restorekit_adms.deltas import Delta, Vectors
 from restorekit_adms.naming import unknown
@@ -67,6 +67,8 @@ class Adms(Dedicated):
         mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
             ``Adaptive``.
         widths: features of the classifier's convolutions, each at half the size of the one before.
+        pooling: what of each it sees over the image: the ``mean``, or ``statistics``: largest value and
+            standard deviation, too, which tell haze from clean images better.
         combined: degradations whose filters were combined of those of others: they act by ``set_adapter`` or
             an oracle, no other router chooses them.
         train: what a training run trains: ``deltas`` by the kinds of the data, ``classifier`` alone, or
@@ -100,6 +102,7 @@ class Adms(Dedicated):
         least: float = 0.0,
         mode: Mode = "auto",
         widths: Sequence[int] = WIDTHS,
+        pooling: Pooling = "mean",
         combined: Sequence[str] = (),
         train: Train = "deltas",
     ) -> None:
@@ -108,7 +111,7 @@ class Adms(Dedicated):
                 raise ConfigError(
                     f"params.{key}", f"{texts!r} is one text, not a list", f"write {key}: [{texts}]"
                 )
-        super().__init__(degradations, none, combined, widths, train)
+        super().__init__(degradations, none, combined, widths, pooling, train)
         self.choice = Choice(
             scores=dict(scores or {}),
             ratio=ratio,
@@ -124,6 +127,7 @@ class Adms(Dedicated):
             specialists=dict(specialists or {}),
         )
         check_word("mode", mode, get_args(Mode))
+        check_word("pooling", pooling, get_args(Pooling))
         check_word("train", train, get_args(Train))
         if not temperature > 0:
             raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
@@ -241,9 +245,9 @@ class Adms(Dedicated):
         self.deltas._modules.clear()
         for name in self.wanted if found and self.wanted else found:
             self.put(name, Delta.shaped_like(found[name]))
-        if widths := widths_in(files.classifier_in(tensors)):
+        if own := files.classifier_in(tensors):
             # By its tensors: what a file states leaves out what was a default when it was written.
-            self.add_classifier(widths=widths)
+            self.add_classifier(like=own)
         self.freeze()
 
     def file_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -257,6 +261,7 @@ class Adms(Dedicated):
             "least": self.least,
             "mode": self.mode,
             "widths": WIDTHS if self.classifier is None else self.widths,
+            "pooling": "mean" if self.classifier is None else self.pooling,
             "combined": self.combined,
         }
         default = signature(Adms).parameters

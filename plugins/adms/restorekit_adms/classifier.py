@@ -1,12 +1,13 @@
 """The degradation classifier: looks at a whole image once, at its own resolution.
 
-Shapes: B batch, C image channels, H W pixels, K kinds.
+Shapes: B batch, C image channels, H W pixels, K kinds, D features.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,9 @@ from restorekit.errors import WeightsError
 # Widths of the five convolutions: 52,795 parameters for three kinds. ADMS's count leaves 0.28 million beside
 # its filters, of which nothing is known; wider ones (24, 32, 64, 96, 128) told kinds apart no better here.
 WIDTHS = (16, 24, 32, 48, 64)
+# What is taken of each feature over the image: its mean; or its largest value and standard deviation, too.
+Pooling = Literal["mean", "statistics"]
+_POOLED = {"mean": 1, "statistics": 3}
 # Pixels that are looked at in one piece.
 _PIECE = 2**22
 
@@ -35,6 +39,8 @@ class Classifier(nn.Module):
     Args:
         kinds: K.
         widths: features of each convolution; every one halves the sides.
+        pooling: what of each feature over the image the last layer sees. The mean tells what is everywhere,
+            as noise is; ``statistics`` also whether anything is black, as there is where no haze is.
 
     Attributes:
         kinds: what its outputs are called, in their order; empty before ``name``.
@@ -42,15 +48,16 @@ class Classifier(nn.Module):
 
     order: Tensor
 
-    def __init__(self, kinds: int, widths: Sequence[int] = WIDTHS) -> None:
+    def __init__(self, kinds: int, widths: Sequence[int] = WIDTHS, pooling: Pooling = "mean") -> None:
         super().__init__()
+        self.pooling = pooling
         self.kinds: tuple[str, ...] = ()
         self._stride = 2 ** len(widths)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((4, *widths), widths, strict=False):
             layers += [_conv(inputs, outputs), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(widths[-1], kinds)
+        self.head = nn.Linear(_POOLED[pooling] * widths[-1], kinds)
         # Which kind each output is: a file that is read with names in another order is noticed by it.
         self.register_buffer("order", torch.zeros(32, dtype=torch.uint8))
 
@@ -94,25 +101,25 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) on any device -> logits (B, K); gray is repeated, of views the first counts."""
         colour = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images[:, :3]
-        logits: Tensor = self.head(self._mean(colour))
+        features = self._strip_by_strip(colour)
+        statistics = [features.mean((2, 3))]
+        if self.pooling == "statistics":
+            statistics += [features.amax((2, 3)), features.std((2, 3), correction=0)]
+        logits: Tensor = self.head(torch.cat(statistics, 1))
         return logits
 
-    def _mean(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), the mean feature; large images go strip by strip, to the same result."""
-        weight = self.head.weight
+    def _strip_by_strip(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> features (B, D, h, w); large images in pieces, to the same result."""
         height, width = images.shape[-2:]
         if height * width <= _PIECE or self.training:
-            mean: Tensor = self._seen(images).mean((2, 3))
-            return mean
+            return self._seen(images)
         rows = max(1, _PIECE // width // self._stride) * self._stride
-        total, count = torch.zeros(len(images), self.head.in_features, dtype=torch.float64), 0
+        strips = []
         for top in range(0, height, rows):
             # One more row of features on top stands in for the padding, and is left out.
             begin = max(0, top - self._stride)
-            features = self._seen(images, begin, top + rows)[:, :, (top - begin) // self._stride :]
-            total += features.sum((2, 3), dtype=torch.float64).cpu()
-            count += features.shape[2] * features.shape[3]
-        return (total / count).to(weight.device, weight.dtype)
+            strips.append(self._seen(images, begin, top + rows)[:, :, (top - begin) // self._stride :])
+        return torch.cat(strips, 2)
 
     def _seen(self, images: Tensor, top: int = 0, bottom: int | None = None) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> features (B, D, h, w) of the rows from top to before bottom."""
@@ -129,14 +136,15 @@ class Classifier(nn.Module):
         return features
 
 
-def widths_in(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Return the features of each convolution of a classifier, by its tensors; () where there are none."""
+def layers_in(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], Pooling]:
+    """Return the features of each convolution of a classifier, and its pooling, by its tensors."""
     layers = {
         int(key.split(".")[1]): len(value)
         for key, value in tensors.items()
         if key.startswith("features.") and key.endswith(".weight")
     }
-    return tuple(layers[index] for index in sorted(layers))
+    widths = tuple(layers[index] for index in sorted(layers))
+    return widths, "mean" if tensors["head.weight"].shape[1] == widths[-1] else "statistics"
 
 
 def _details(levels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from restorekit.contracts import Adapter
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterScores
 from restorekit_adms import files
-from restorekit_adms.classifier import Classifier
+from restorekit_adms.classifier import Classifier, Pooling, layers_in
 from restorekit_adms.deltas import Delta
 from restorekit_adms.naming import check_names, unknown
 from restorekit_adms.routing import RouterChoice
@@ -55,12 +55,13 @@ class Dedicated(Adapter):
         none: str,
         combined: Sequence[str],
         widths: Sequence[int],
+        pooling: Pooling,
         train: Train,
     ) -> None:
         super().__init__()
         check_names([*degradations, *([none] if none else [])])
         self.wanted, self.none, self.combined = tuple(degradations), none, tuple(combined)
-        self.widths, self.train_what = tuple(widths), train
+        self.widths, self.pooling, self.train_what = tuple(widths), pooling, train
         self.register_buffer("base", torch.zeros(32, dtype=torch.uint8))
         self.deltas = nn.Module()
         self.classifier: Classifier | None = None
@@ -177,16 +178,19 @@ class Dedicated(Adapter):
 
     # Training.
 
-    def add_classifier(self, told: Sequence[str] = (), widths: Sequence[int] = ()) -> Classifier:
+    def add_classifier(
+        self, told: Sequence[str] = (), like: Mapping[str, Tensor] | None = None
+    ) -> Classifier:
         """Return a new classifier, which is the adapter's from now on.
 
         Args:
             told: the kinds that it tells apart; those that routers choose among when not given.
-            widths: of its convolutions; the adapter's when not given.
+            like: tensors of one with the layers that it gets; those that the adapter asks for when not given.
         """
         told = told or self.routed
-        self.widths = tuple(widths) or self.widths
-        self.classifier = Classifier(len(told), self.widths)
+        if like:
+            self.widths, self.pooling = layers_in(like)
+        self.classifier = Classifier(len(told), self.widths, self.pooling)
         self.classifier.name(told)
         return self.classifier
 

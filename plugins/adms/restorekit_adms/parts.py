@@ -9,7 +9,6 @@ from torch import Tensor
 
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit_adms import files
-from restorekit_adms.classifier import widths_in
 from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.naming import check_names, unknown
 
@@ -61,5 +60,5 @@ def _take_classifier(adapter: Dedicated, tensors: Mapping[str, Tensor], stated: 
         adapter.temperature = float(stated.get("temperature", 1))
     named = (*stated.get("degradations", ()), *([none] if none else []))
     told = [name for name in named if name not in stated.get("combined", ())]
-    classifier = adapter.add_classifier(told, widths_in(tensors))
+    classifier = adapter.add_classifier(told, tensors)
     files.load_values(classifier, tensors)

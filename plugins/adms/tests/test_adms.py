@@ -217,22 +217,24 @@ def test_adapter_of_parts_acts_as_its_classifier_did_and_is_saved_so(tmp_path):
         Adms(parts=[str(clash), str(path)])
 
 
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
 @pytest.mark.parametrize("train", ["deltas", "classifier"])
-def test_classifier_of_a_file_is_read_whatever_the_default_of_its_widths_is_by_now(train, tmp_path):
+def test_classifier_of_a_file_is_read_whatever_the_default_of_its_layers_is_by_now(train, pooling, tmp_path):
     network = network_of()
-    adapter, _ = adapter_of(network, router="classifier", widths=(8, 12), train=train)
+    adapter, _ = adapter_of(network, router="classifier", widths=(8, 12), pooling=pooling, train=train)
     if train == "classifier":
         adapter.deltas._modules.clear()
     file = adapter.save(tmp_path / "adms.safetensors")
     tensors, facts = read(file)
     stated = json.loads(facts[PARAMS_KEY])
     del stated["widths"]
+    stated.pop("pooling", None)
     for widths in ({}, {"widths": [4, 4]}):
         again = Adms(**{**stated, **widths, "train": train})
         again.make_room(tensors)
         again.load_state_dict(tensors)
         assert torch.equal(again.classifier(images(network)), adapter.classifier(images(network)))
-        assert again.widths == (8, 12)
+        assert again.widths == (8, 12) and again.pooling == pooling
 
 
 def test_file_states_how_the_adapter_acts_by_now(tmp_path):

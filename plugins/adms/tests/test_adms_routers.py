@@ -46,13 +46,33 @@ def test_details_are_what_of_the_gray_image_is_no_mean_of_its_neighbours(size):
 
 @pytest.mark.parametrize("widths", [(48, 64, 96, 96, 128), (8, 12, 16)])
 @pytest.mark.parametrize("size", [(97, 130), (64, 64), (31, 200)])
-def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, widths, monkeypatch):
+@pytest.mark.parametrize("pooling", ["mean", "statistics"])
+def test_classifier_sees_a_large_image_strip_by_strip_to_the_same_result(size, widths, pooling, monkeypatch):
     torch.manual_seed(0)
-    classifier = Classifier(3, widths).double().eval()
+    classifier = Classifier(3, widths, pooling).double().eval()
     x = torch.rand(2, 3, *size, dtype=torch.float64)
     whole = classifier(x)
     monkeypatch.setattr("restorekit_adms.classifier._PIECE", 32 * size[1])
     torch.testing.assert_close(classifier(x), whole, rtol=1e-12, atol=1e-12)
+
+
+@torch.enable_grad()
+def test_classifier_goes_by_more_than_the_mean():
+    torch.manual_seed(0)
+    classifier = Classifier(3, pooling="statistics")
+    x = torch.zeros(2, 3, 64, 64)
+    x[0, :, :32], x[1] = 1, 0.5
+    with torch.no_grad():
+        classifier.head.weight[:, : classifier.head.in_features // 3] = 0
+    logits = classifier(x)
+    assert not torch.allclose(*logits, atol=1e-3)
+    logits.sum().backward()
+    # The deviation of a feature that is the same everywhere has no gradient, not an infinite one.
+    assert all(each.grad.isfinite().all() for each in classifier.parameters())
+
+
+def test_classifier_looks_at_the_smallest_image():
+    assert Classifier(3, pooling="statistics").eval()(torch.rand(2, 3, 1, 1)).isfinite().all()
 
 
 def test_classifier_sees_an_image_of_more_bits_as_an_8_bit_file_has_it():
