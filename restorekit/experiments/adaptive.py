@@ -39,10 +39,12 @@ NAMES: Mapping[Row, str] = {
     "larger": "UM, of the adaptive model's size",
     "adaptive": "ADMS, classifier",
     "decided": "ADMS, classifier's first choice alone",
+    "cautious": "ADMS, first choice where it is sure",
     "oracle": "ADMS, told the degradation",
-    "polished": "ADMS, polished, classifier",
-    "polished-decided": "ADMS, polished, classifier's first choice alone",
-    "polished-oracle": "ADMS, polished, told the degradation",
+    "polished": "polished, classifier",
+    "polished-decided": "polished, first choice alone",
+    "polished-cautious": "polished, first choice where it is sure",
+    "polished-oracle": "polished, told the degradation",
     "uniform": "ADMS, all filters alike",
     "random": "random filters, told",
     "delta": "most changed filters, told",
@@ -264,7 +266,6 @@ class Experiment:
             backbone=self._unified_ref(),
             adapter=adapter,
             degradation=self._all,
-            balanced=True,
         )
 
     @property
@@ -405,9 +406,11 @@ class Experiment:
     def _pipeline(self, row: Row, column: str) -> PipelineSpec:
         unified, adapter = self._unified_ref(), None
         polished, way = row.startswith("polished"), row.removeprefix("polished").removeprefix("-")
-        if polished or way in ("adaptive", "decided", "oracle", "uniform"):
+        if polished or way in ("adaptive", "decided", "cautious", "oracle", "uniform"):
+            assert self.spec.comparison is not None
             own: dict[str, dict[str, Any]] = {
                 "decided": {"top1": True},
+                "cautious": {"top1": True, "least": self.spec.comparison.least},
                 "oracle": {"router": {"name": "oracle", "label": column}},
                 "uniform": {"router": "uniform"},
             }

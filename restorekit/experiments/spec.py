@@ -20,9 +20,11 @@ Row = Literal[
     "specialists",
     "adaptive",
     "decided",
+    "cautious",
+    "oracle",
     "polished",
     "polished-decided",
-    "oracle",
+    "polished-cautious",
     "polished-oracle",
     "uniform",
     "random",
@@ -56,6 +58,7 @@ class ComparisonSpec(Spec):
     rows: tuple[Row, ...] = Field(
         default=("independent", "unified", "adaptive", "oracle", "random"), min_length=1
     )
+    least: Share = Field(default=0.5, description="share that the first choice has where row cautious acts")
     larger: Mapping[str, Any] = Field(
         default={}, description="params that make the backbone as large as the whole adaptive model"
     )
