@@ -86,9 +86,10 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--task", required=True)
     parser.add_argument("--folder", type=Path, help="of the experiment's runs; by default runs/NAME")
+    parser.add_argument("--set", action="append", help="of the config, as rows.other={prior: {...}}")
     parser.add_argument("--windows", type=int, default=12, help="of each photograph")
     given = parser.parse_args()
-    spec = read(RefinedSpec, given.config, None)
+    spec = read(RefinedSpec, given.config, given.set)
     folder = given.folder or Path("runs") / given.config.stem
     trained = {
         **spec.backbone.model_dump(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,8 +25,8 @@ _PLUGIN = "restorekit-timm"
 class Timm(FrozenPrior):
     """Any image model of timm that returns maps of its layers: ViTs, ConvNeXt, EfficientNet and others.
 
-    ``glob`` is what the model pools from its last layer, as a unit vector. ``dense`` are the maps of the
-    chosen layers, normalised as the model's last one is where it has tokens.
+    ``glob`` is what the model pools from its last layer, or means of chosen ones, as a unit vector.
+    ``dense`` are the maps of the chosen layers, normalised as the model's last one is where it has tokens.
 
     Args:
         reference: a tag (``restorekit weights list timm``), ``hub:owner/repository``, the path of a folder
@@ -36,6 +36,8 @@ class Timm(FrozenPrior):
             is ``vit_..._clip_quickgelu_...``: the plain ones compute GELU.
         projected: return what the model's head makes of the pooled vector, as CLIP's embedding.
         layers: of timm's list of layers, or blocks; joined over channels, so of one size; -1 is the last.
+        vector: the ``head``'s, or means over the image of the chosen ``layers``: early ones still know of an
+            image's noise, blur and light, which the head was trained to overlook.
         in_order: tensors of the file have other names, and the model's order.
         arguments: of the architecture, as timm takes them.
         mode: squash, long or dynamic, see ``restorekit.frozen.FrozenPrior``.
@@ -55,6 +57,7 @@ class Timm(FrozenPrior):
         model: str | None = None,
         projected: bool | None = None,
         layers: Sequence[int] = (-1,),
+        vector: Literal["head", "layers"] = "head",
         in_order: bool | None = None,
         arguments: Mapping[str, Any] | None = None,
         mode: str = "squash",
@@ -80,33 +83,44 @@ class Timm(FrozenPrior):
             network.reset_classifier(0)
         facts = {"model": model, "arguments": settings, "projected": projected, "in_order": in_order}
         self._projected, self._layers = projected, sorted(set(layers))
+        if vector not in ("head", "layers"):
+            raise ConfigError("params.vector", f"{vector!r} is neither head nor layers", "leave it out: head")
+        self._of_layers = vector == "layers"
+        self._check_layers(network)
         preprocessing = timm.data.resolve_model_data_config(network)
         embedding: Any = getattr(network, "patch_embed", None)
         sides = getattr(embedding, "img_size", None)
         self.adopt(
             network,
-            features=_width(network, projected),
+            features=self._channels(network) if self._of_layers else _width(network, projected),
             native=int(sides[0] if sides else preprocessing["input_size"][-1]),
             multiple=int(embedding.patch_size[0]) if hasattr(embedding, "patch_size") else 1,
             # A smaller one would leave the deepest layers nothing to look at.
             least=max((int(info["reduction"]) for info in network.feature_info), default=1),
             mean=preprocessing["mean"],
             std=preprocessing["std"],
-            facts={**facts, "layers": self._layers},
+            # What was not to be chosen yet when refiners were trained is no part of what they name.
+            facts={**facts, "layers": self._layers, **({"vector": vector} if self._of_layers else {})},
             source=place,
         )
-        self._check_layers(layers)
 
     def describe(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H', W') -> (B, F), (B, F', h, w)."""
         last, maps = self.network.forward_intermediates(image, indices=self._layers, norm=True)
-        return self.network.forward_head(last, pre_logits=not self._projected), torch.cat(maps, 1)
+        dense = torch.cat(maps, 1)
+        if self._of_layers:
+            return dense.mean((2, 3)), dense
+        return self.network.forward_head(last, pre_logits=not self._projected), dense
 
-    def _check_layers(self, layers: Sequence[int]) -> None:
-        count = len(self.network.feature_info)
+    def _channels(self, network: Any) -> int:
+        """Return the channels of the chosen layers, together."""
+        return sum(int(network.feature_info[layer]["num_chs"]) for layer in self._layers)
+
+    def _check_layers(self, network: Any) -> None:
+        layers, count = self._layers, len(network.feature_info)
         if not layers or any(not -count <= layer < count for layer in layers):
             raise ConfigError("params.layers", f"are {list(layers)}", f"the model has {count} layers")
-        reductions = {info["reduction"] for info in (self.network.feature_info[layer] for layer in layers)}
+        reductions = {info["reduction"] for info in (network.feature_info[layer] for layer in layers)}
         if len(reductions) > 1:
             raise ConfigError(
                 "params.layers", f"are of strides {sorted(reductions)}", "choose layers of one stride"

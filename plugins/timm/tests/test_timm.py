@@ -96,6 +96,23 @@ def test_layers_are_joined_in_the_order_of_the_network(folders):
     torch.testing.assert_close(joined, torch.cat(each, 1))
 
 
+@pytest.mark.parametrize(("name", "layers"), [("clip", (0, 1)), ("convnext", (1,)), ("efficientnet", (0,))])
+def test_vector_may_be_the_means_of_layers(folders, name, layers):
+    place, image = str(folders[name]), torch.rand(2, 3, 64, 64)
+    prior = Timm(place, layers=layers, vector="layers", mode="dynamic")
+    said = prior(image)
+    expected = torch.nn.functional.normalize(said.dense.mean((2, 3)), dim=1)
+    torch.testing.assert_close(said.glob, expected)
+    assert prior.features == said.glob.shape[1] != Timm(place).features
+    assert prior.fingerprint != Timm(place, layers=layers, mode="dynamic").fingerprint
+    check_prior(Timm, reference=place, layers=layers, vector="layers", mode="dynamic")
+
+
+def test_a_wrong_vector_is_refused(folders):
+    with pytest.raises(ConfigError, match=r"params.vector: 'tail' is neither head nor layers"):
+        Timm(str(folders["clip"]), vector="tail")
+
+
 def test_a_file_needs_a_model_and_gives_the_same(folders):
     file = folders["clip"] / "model.safetensors"
     with pytest.raises(ConfigError, match="cannot tell its architecture"):
