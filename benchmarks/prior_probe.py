@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=12, help="of each photograph")
     given = parser.parse_args()
     spec = read(RefinedSpec, given.config, given.set)
+    if given.task not in spec.tasks:
+        parser.error(f"no task is called {given.task!r}; tasks: {', '.join(spec.tasks)}")
     folder = given.folder or Path("runs") / given.config.stem
     trained = {
         **spec.backbone.model_dump(),
@@ -98,7 +100,11 @@ def main() -> None:
     run = spec.run("base", given.task, backbone=trained)
     backbone = build(find_parts(run)["backbone"])
     assert isinstance(backbone, Backbone) and run.noise is not None
-    priors = {row.title: _prior(spec, given.task, trained, row.prior.model_dump()) for row in _rows(spec)}
+    asked: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for key, row in spec.rows.items():
+        # Rows may share a prior, which is asked once.
+        asked.setdefault(row.prior.model_dump_json(), (row.title or key, row.prior.model_dump()))
+    priors = {name: _prior(spec, given.task, trained, prior) for name, prior in asked.values()}
 
     said: dict[str, list[Table]] = {name: [] for name in (BACKBONE, *priors)}
     wrong: list[Table] = []
@@ -121,14 +127,6 @@ def main() -> None:
             for name, prior in priors.items():
                 said[name].append(vector(prior, degraded))
     _print({name: np.stack(rows) for name, rows in said.items()}, np.stack(wrong), np.array(groups))
-
-
-def _rows(spec: RefinedSpec) -> list[Any]:
-    """Return a row for each prior that is one, once."""
-    seen: dict[str, Any] = {}
-    for row in spec.rows.values():
-        seen.setdefault(row.prior.model_dump_json(), row)
-    return list(seen.values())
 
 
 def _prior(spec: RefinedSpec, task: str, backbone: Mapping[str, Any], prior: Mapping[str, Any]) -> Prior:
