@@ -123,6 +123,35 @@ class MeanPrior(Prior):
         return PriorFeatures(mean.expand(len(image), -1))
 
 
+def check_guide(main: Part, refiner: Refiner, guide: Part, prior: Prior) -> None:
+    """Refuse a prior that a refiner does not know.
+
+    Args:
+        main: the refiner's part, whose weights may state what they were trained with.
+        refiner: built from it.
+        guide: the prior's part.
+        prior: built from it.
+
+    Raises:
+        ConfigError: it is of another width than the refiner takes, or another one than it was trained with.
+    """
+    then = main.trained_with.get("fingerprint", "")
+    # Equal files and arguments make equal features, however they were named.
+    if then and then == prior.fingerprint:
+        return
+    if main.differs_from(guide):
+        raise main.untrained(guide)
+    if then and prior.fingerprint:
+        raise main.untrained(guide, prior.fingerprint)
+    if refiner.prior_features not in (None, prior.features):
+        raise ConfigError(
+            f"{main.where}.prior",
+            f"{main.entry.name} was built for a prior of {refiner.prior_features} features, "
+            f"{guide.entry.name} has {prior.features}",
+            "name the prior that it was trained with",
+        )
+
+
 def stand_in(refiner: Part) -> MeanPrior:
     """Return the mean that the weights of a refiner hold, to guide it where there is no prior.
 

@@ -306,11 +306,17 @@ class Prior(nn.Module, ABC):
         and of two views their mean.
 
         Raises:
-            ContractError: features are not finite.
+            ContractError: features are not finite, or not one vector of ``features`` values for each image.
         """
         image = one_view(degraded.float()).clamp(0, 1)
         colour = image.expand(-1, 3, -1, -1) if image.shape[1] == 1 else image
         features: PriorFeatures = self(colour)
+        wanted, found = (len(image), self.features), tuple(features.glob.shape)
+        if found != wanted:
+            raise ContractError(
+                f"prior {type(self).__name__} returned global features {found}, where {wanted} belong",
+                "check its attribute features, and that it describes the images of a batch one by one",
+            )
         return features.checked(self)
 
     def train(self, mode: bool = True) -> Self:

@@ -26,8 +26,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from restorekit.catalog import Need
 from restorekit.contracts import Prior, PriorFeatures
-from restorekit.errors import ConfigError, ContractError, ImageError, PluginLoadError, WeightsError, near
+from restorekit.errors import (
+    ConfigError,
+    ContractError,
+    ImageError,
+    MemoryLimitError,
+    PluginLoadError,
+    RestoreKitError,
+    WeightsError,
+    near,
+)
 from restorekit.references import Source
+from restorekit.runtime import is_out_of_memory
 from restorekit.weights import read_tensors
 
 SizeMode = Literal["squash", "long", "dynamic"]
@@ -158,15 +168,9 @@ class FrozenPrior(Prior):
             normed = (sized - self.mean) / self.std
             try:
                 glob, dense = self.describe(normed.to(_DTYPES[self.precision]))
-            except torch.OutOfMemoryError:
-                raise
             # What a library says of a size that it cannot take names neither the prior nor the image.
-            except RuntimeError as error:
-                (height, width), reason = image.shape[-2:], " ".join(str(error).split())[:200]
-                raise ContractError(
-                    f"prior {type(self).__name__} cannot describe an image of {width} x {height}: {reason}",
-                    "give it params mode: squash, or another size",
-                ) from error
+            except (RuntimeError, MemoryError) as error:
+                raise self._refused(error, image, sized) from error
             glob = normalize(glob.float(), dim=1)
             dense = None if dense is None else dense.float()
         if dense is None:
@@ -177,6 +181,19 @@ class FrozenPrior(Prior):
         precise = "check the image and the weights"
         hint = precise if self.precision == "fp32" else "use dtype: fp32 or bf16, and check the image"
         return features.checked(self, hint)
+
+    def _refused(self, error: BaseException, image: Tensor, sized: Tensor) -> RestoreKitError:
+        (height, width), (rows, columns) = image.shape[-2:], sized.shape[-2:]
+        name = f"prior {type(self).__name__}"
+        if is_out_of_memory(error):
+            return MemoryLimitError(
+                f"{name}: out of memory at {columns} x {rows} pixels, for an image of {width} x {height}",
+                f"give it a params size below {max(rows, columns)}, or use another device",
+            )
+        return ContractError(
+            f"{name} cannot describe an image of {width} x {height}: {' '.join(str(error).split())[:200]}",
+            "give it another params size" + ("" if self.mode == "squash" else ", or mode: squash"),
+        )
 
     def fit(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 3, H', W'): resized as ``mode`` says, antialiased, in [0, 1]."""

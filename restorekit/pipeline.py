@@ -19,9 +19,10 @@ from restorekit import plan
 from restorekit.building import Priors
 from restorekit.cache import downloads
 from restorekit.config import PipelineSpec, TileSpec, check
-from restorekit.contracts import Prior, PriorFeatures, Refiner
+from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner
 from restorekit.download import Progress as Downloading
 from restorekit.download import ensure
+from restorekit.errors import ConfigError
 from restorekit.image import Image
 from restorekit.licences import check_licences, resolve_policy
 from restorekit.plan import Part
@@ -77,7 +78,8 @@ class Pipeline:
         Raises:
             LicenceError: the policy does not allow a component or its weights.
             OutputError: the folder of features cannot be written to.
-            RestoreKitError: a name, an argument, a file of weights, the device or the precision is wrong.
+            RestoreKitError: a name, an argument, a file of weights, the device or the precision is wrong, or
+                a refiner stands behind a network that enlarges.
         """
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
@@ -92,6 +94,7 @@ class Pipeline:
         for before, step in zip([None, *steps[:-1]], steps, strict=True):
             if isinstance(step.network, Refiner) and step.network.inside:
                 step.put_inside(before)
+        _check_sizes(steps)
         return cls(steps, spec, where, precision)
 
     def __call__(
@@ -162,6 +165,23 @@ class Pipeline:
                 looks[f"{number} {name}"] = step.maps(degraded, current, conditions)
                 current, _ = step.run(degraded, current, conditions)
         return image.replace_pixels(current[0]), looks
+
+
+def _check_sizes(steps: Sequence[Step]) -> None:
+    """Refuse a refiner whose two images would differ in size: the degraded one is the pipeline's input."""
+    enlarging: Step | None = None
+    for step in steps:
+        main = step.parts[0]
+        if isinstance(step.network, Backbone):
+            enlarging = step if step.network.scale > 1 else enlarging
+        elif enlarging and not step.network.inside:
+            before = enlarging.parts[0]
+            raise ConfigError(
+                main.where,
+                f"{main.entry.name} compares the restored image with the degraded one, and {before.where}, "
+                f"{before.entry.name}, enlarges it",
+                "put the refine step before it",
+            )
 
 
 def _reporter(progress: Progress | None, name: str) -> Callable[[int, int], None]:

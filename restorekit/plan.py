@@ -93,6 +93,12 @@ class Part:
         facts = self.checkpoint.metadata() if self.checkpoint and here else {}
         return cast(Mapping[str, Any], json.loads(facts.get(PRIOR_KEY, "null")) or {})
 
+    def differs_from(self, prior: Part) -> bool:
+        """Whether this refiner's weights state another prior than the one given, by name or by params."""
+        stated = self.trained_with
+        given = json.loads(json.dumps({"name": prior.entry.name, "params": prior.params}))
+        return bool(stated) and any(given[key] != stated[key] for key in given)
+
     def untrained(self, prior: Part, fingerprint: str = "") -> ConfigError:
         """Return the error that this refiner's weights were trained with another prior.
 

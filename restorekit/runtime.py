@@ -210,7 +210,7 @@ def run_with_ladder(
         try:
             return run(tile), tile
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             tried.append("the whole image" if whole else f"tile {tile}")
             side = longest if whole else tile
@@ -227,7 +227,8 @@ def run_with_ladder(
             events.append(f"out of memory at {tried[-1]}, retried at {tile}")
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
     # Only CUDA has a class for it; the others are told by their text.
     return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or bool(
         re.search(r"out of memory|not enough memory|can't allocate memory|_ALLOC_FAILED", str(error))

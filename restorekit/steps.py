@@ -5,7 +5,6 @@ Cutting images is tiling.py, devices and tiles that fit are runtime.py.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from restorekit.building import Priors, build, memory_of, stand_in
+from restorekit.building import Priors, build, check_guide, memory_of, stand_in
 from restorekit.config import TileSpec
 from restorekit.contracts import (
     Adapter,
@@ -344,31 +343,14 @@ def _found_prior(parts: Sequence[Part], refiner: Refiner, priors: Priors) -> Pri
         WeightsError: it cannot be had.
     """
     main, guide = parts
-    trained_with = main.trained_with
-    found = json.loads(json.dumps({"name": guide.entry.name, "params": guide.params}))
-    differs = bool(trained_with) and any(found[key] != trained_with[key] for key in found)
     try:
         prior = priors.of(guide, refiner)
     except WeightsError as error:
-        if not differs:
+        if not main.differs_from(guide):
             raise
         # What cannot be had is not even wanted.
         raise main.untrained(guide) from error
-    then = trained_with.get("fingerprint", "")
-    # Equal files and arguments make equal features, however they were named.
-    if then and then == prior.fingerprint:
-        return prior
-    if differs:
-        raise main.untrained(guide)
-    if then and prior.fingerprint:
-        raise main.untrained(guide, prior.fingerprint)
-    if refiner.prior_features not in (None, prior.features):
-        raise ConfigError(
-            f"{main.where}.prior",
-            f"{main.entry.name} was built for a prior of {refiner.prior_features} features, "
-            f"{guide.entry.name} has {prior.features}",
-            "name the prior that it was trained with",
-        )
+    check_guide(main, refiner, guide, prior)
     return prior
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
-from restorekit.contracts import Backbone, Prior, PriorFeatures
+from restorekit.contracts import Adapter, Backbone, Prior, PriorFeatures
 from restorekit.errors import WeightsError
 from restorekit.references import sha256
 
@@ -15,10 +15,15 @@ ENTRY_POINTS = """
 statistics = guides:Statistics
 broken = guides:Broken
 filed = guides:Filed
+joined = guides:Joined
+learned = guides:Learned
+[restorekit.adapters]
+lighter = guides:Lighter
 [restorekit.backbones]
 blurring = guides:Blurring
 gray-blurring = guides:GrayBlurring
 joining = guides:Joining
+doubling = guides:Doubling
 deep = guides:Deep
 """
 
@@ -53,6 +58,27 @@ class Broken(Statistics):
 
     def forward(self, image):
         return PriorFeatures(super().forward(image).glob * float("nan"))
+
+
+class Joined(Statistics):
+    """Describes the halves of an image as if they were two."""
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, image):
+        return PriorFeatures(super().forward(image).glob.repeat(2, 1))
+
+
+class Learned(Statistics):
+    """Has weights that would take gradients, as a model of a library has."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(torch.linspace(0.5, 1.5, 16))
+
+    def forward(self, image):
+        return PriorFeatures(super().forward(image).glob * self.weights)
 
 
 class Filed(Statistics):
@@ -96,6 +122,35 @@ class Joining(Blurring):
 
     def forward(self, degraded):
         return super().forward((degraded[:, :3] + degraded[:, 3:]) / 2)
+
+
+class Doubling(Backbone):
+    """Repeats pixels, to twice the size."""
+
+    scale = 2
+
+    def __init__(self):
+        super().__init__()
+
+    def forward(self, degraded):
+        return degraded.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+class Lighter(Adapter):
+    """Makes what a backbone returns lighter."""
+
+    def __init__(self):
+        super().__init__()
+
+    def attach(self, backbone):
+        class Adapted(Backbone):
+            def __init__(self):
+                super().__init__()
+
+            def forward(self, degraded):
+                return backbone(degraded) + 0.125
+
+        return Adapted()
 
 
 class Deep(Backbone):

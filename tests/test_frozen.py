@@ -4,7 +4,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from restorekit.catalog import Need
-from restorekit.errors import ConfigError, ContractError, ImageError, PluginLoadError, WeightsError
+from restorekit.errors import (
+    ConfigError,
+    ContractError,
+    ImageError,
+    PluginLoadError,
+    RestoreKitError,
+    WeightsError,
+)
 from restorekit.frozen import FrozenPrior, fill, generated_images, library, on_meta, read_tensors_of, version
 from restorekit.references import Source
 from restorekit.testing import check_prior
@@ -129,6 +136,28 @@ def test_a_checkpoint_that_holds_a_prior_leaves_it_as_it_is():
     owner.load_state_dict({**owner.state_dict(), "prior.network.weight": torch.zeros_like(kept)})
     assert torch.equal(owner["prior"].network.weight, kept)
     assert owner["prior"].state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "hint"),
+    [
+        (RuntimeError("[enforce] can't allocate memory: 9 bytes"), "out of memory at 40 x 16", "below 40"),
+        (
+            torch.OutOfMemoryError("CUDA"),
+            "out of memory at 40 x 16 pixels, for an image of 37 x 20",
+            "device",
+        ),
+        (RuntimeError("grids differ"), "cannot describe an image of 37 x 20: grids differ", "mode: squash"),
+    ],
+)
+def test_what_a_network_refuses_is_said_of_the_prior_and_the_image(monkeypatch, error, said, hint):
+    def refuse(self, image):
+        raise error
+
+    monkeypatch.setattr(Patches, "describe", refuse)
+    with pytest.raises(RestoreKitError, match=f"prior Patches.* {said}") as caught:
+        Patches(mode="dynamic")(torch.rand(1, 3, 20, 37))
+    assert hint in caught.value.hint
 
 
 def test_values_that_are_not_finite_are_an_error():

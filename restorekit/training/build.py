@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from restorekit import registry
-from restorekit.building import build, construct
+from restorekit.building import build, check_guide, construct
 from restorekit.catalog import find
 from restorekit.config import ComponentRef
 from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, Refiner
@@ -55,7 +55,8 @@ def build_networks(spec: TrainSpec) -> Networks:
     Names and arguments of all components are checked before any weights are read.
 
     Raises:
-        ConfigError: an argument is unknown or refused, or patches do not fit the network.
+        ConfigError: an argument is unknown or refused, patches do not fit the network, or a refiner's weights
+            were trained with another prior.
         WeightsError: a frozen network has no weights, or they do not fit.
         UnknownComponentError: a component is not installed.
     """
@@ -75,6 +76,7 @@ def build_networks(spec: TrainSpec) -> Networks:
         if "adapter" in parts:
             backbone = cast(Adapter, modules["adapter"]).attach(backbone)
         refiner, prior = cast(Refiner, modules["refiner"]), cast(Prior, modules["prior"])
+        check_guide(parts["refiner"], refiner, parts["prior"], prior)
         trainee: Trainee = RefinerTrainee(refiner, prior, backbone, joint="backbone" in trained)
     else:
         adapter = cast("Adapter | None", modules.get("adapter"))

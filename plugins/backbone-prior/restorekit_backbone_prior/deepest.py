@@ -41,10 +41,10 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
     The deepest are those of the largest stride; of these the last one that is made of others, as the end of a
     U-net's middle, else the last of those with the most channels, as before the final convolution. Left out
     are modules whose map does not grow with the image, as of squeeze and excitation, those that return
-    images, and those that are run more than once, as on quarters of the image.
+    images, and those that see it in parts, as quarters, one after the other or as a batch (MPRNet).
 
     Raises:
-        ConfigError: there is no such module, or it returns no map.
+        ConfigError: there is no such module, or it returns no map of the whole image.
     """
     seen = _outputs(backbone)
     if name is not None:
@@ -54,7 +54,9 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
             known = dict(backbone.named_modules())
             raise ConfigError(
                 "params.layer",
-                f"{type(backbone).__name__}'s {name!r} returns no map" if name in known else f"no {name!r}",
+                f"{type(backbone).__name__}'s {name!r} returns no map of the whole image"
+                if name in known
+                else f"no {name!r}",
                 near(name, names) or f"the last that do: {', '.join(names[-5:]) or 'none'}",
             )
         return found
@@ -82,6 +84,8 @@ def _outputs(backbone: Backbone) -> list[_Seen]:
 
     def note(name: str, module: nn.Module, output: object) -> None:
         if not isinstance(output, Tensor) or output.dim() != 4 or min(output.shape[-2:]) < 2:
+            return
+        if len(output) != 1:
             return
         cells = output.shape[-2:]
         if height % cells[0] or width % cells[1] or height * cells[1] != width * cells[0]:

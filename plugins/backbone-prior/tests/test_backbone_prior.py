@@ -15,9 +15,15 @@ DNCNN = Path(__file__).parents[4] / "shared" / "weights" / "dncnn" / "kair_dncnn
 SMALL = {
     "nafnet": dict(width=8, encoder_blocks=(1, 1, 1), middle_blocks=1, decoder_blocks=(1, 1, 1)),
     "restormer": dict(dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2)),
+    "mprnet": dict(width=8, width_step=4, third_step=4, blocks=1),
 }
 # By backbone: the layer that is found, its channels and its stride.
-FOUND = {"nafnet": ("middle_blks", 64, 8), "restormer": ("latent", 64, 8)}
+FOUND = {
+    "nafnet": ("middle_blks", 64, 8),
+    "restormer": ("latent", 64, 8),
+    # Its encoders are deeper, but see the image in quarters and halves.
+    "mprnet": ("stage3_orsnet.up_dec2.1.up", 8, 4),
+}
 
 
 def installed(name):
@@ -57,9 +63,9 @@ def test_the_deepest_layer_is_found(name, weights):
     prior = BackbonePrior(**prior_of(name, weights))
     layer, channels, stride = FOUND[name]
     assert (prior.layer, prior.features) == (layer, channels)
-    features = prior(torch.rand(1, 3, 101, 67))
+    features = prior(torch.rand(2, 3, 101, 67))
     assert features.stride == stride
-    assert features.dense.shape == (1, channels, 13, 9)
+    assert features.dense.shape == (2, channels, -(-101 // stride), -(-67 // stride))
 
 
 def test_features_are_those_of_the_whole_network_and_what_follows_is_not_run(weights):
@@ -85,6 +91,8 @@ def test_a_layer_is_chosen_by_name(weights):
     assert "encoders.0" in caught.value.hint
     other = BackbonePrior(**prior_of("nafnet", weights))
     assert prior.fingerprint != other.fingerprint
+    with pytest.raises(ConfigError, match=r"encoder_level3' returns no map of the whole image"):
+        BackbonePrior(**prior_of("mprnet", weights, layer="stage1_encoder.encoder_level3"))
 
 
 def test_wrong_backbones_and_weights_are_refused(weights):

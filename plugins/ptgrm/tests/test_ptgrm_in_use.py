@@ -52,6 +52,27 @@ def test_refined_image_is_that_of_the_network_behind_any_chain(weights, steps):
     np.testing.assert_allclose(refined, expected[0].permute(1, 2, 0), atol=1e-5)
 
 
+def test_an_adapted_backbone_is_refined_as_any_other(weights, tmp_path):
+    step = weights()
+    refined = restore(IMAGE, chain({"restore": {"name": "blurring", "adapter": "lighter"}}, step))
+    assert SEEN == [(1, 3, 45, 62)]
+    degraded = torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        expected = network_of(step)(degraded, Blurring()(degraded) + 0.125, Statistics()(degraded))
+    np.testing.assert_allclose(refined, expected[0].permute(1, 2, 0), atol=1e-5)
+    (deep, refine), _, _ = inside(tmp_path)
+    adapted = {"restore": {**deep["restore"], "adapter": "lighter"}}
+    with pytest.raises(ContractError, match="Adapted offers no deepest features"):
+        Pipeline.build(PipelineSpec.parse(chain(adapted, refine)))
+
+
+def test_refiner_behind_a_backbone_that_enlarges_is_refused_before_any_image(weights):
+    message = r"steps\[2\].refine: ptgrm compares .* and steps\[0\].restore, doubling, enlarges it"
+    with pytest.raises(ConfigError, match=message):
+        Pipeline.build(PipelineSpec.parse(chain({"restore": "doubling"}, {"restore": "blurring"}, weights())))
+    assert restore(IMAGE, chain(weights(), {"restore": "doubling"})).shape == (90, 124, 3)
+
+
 @pytest.mark.parametrize("tile", [16, 32, 64])
 def test_tiles_do_not_change_the_image_and_the_prior_is_asked_once(weights, tile):
     pipeline = Pipeline.build(PipelineSpec.parse(chain({"restore": "blurring"}, weights())))
@@ -143,6 +164,11 @@ def test_prior_of_another_width_is_refused_before_any_image(weights):
 def test_prior_that_is_not_finite_is_named(weights):
     with pytest.raises(ContractError, match="prior Broken returned values that are not finite"):
         restore(IMAGE, chain(weights(prior="broken")))
+
+
+def test_prior_that_does_not_describe_image_by_image_is_named(weights):
+    with pytest.raises(ContractError, match=r"Joined returned global features \(2, 16\), where \(1, 16\)"):
+        restore(IMAGE, chain(weights(prior="joined")))
 
 
 @pytest.mark.parametrize("level", ["image", "feature"])

@@ -72,7 +72,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_mode_trains_what_it_says_by_equation_8(tmp_path, mode):
-    networks = build_networks(training(tmp_path, **MODES[mode]))
+    networks = build_networks(training(tmp_path, **{**MODES[mode], "prior": "learned"}))
     trainee, joint = networks.trainee, "joint" in mode
     torch.manual_seed(1)
     for name, parameter in trainee.refiner.named_parameters():
@@ -90,7 +90,8 @@ def test_every_mode_trains_what_it_says_by_equation_8(tmp_path, mode):
     assert silent == []
     reached = [p.grad is not None and bool(p.grad.any()) for p in trainee.backbone.parameters()]
     assert all(reached) if joint else not any(reached)
-    assert all(p.grad is None for p in trainee.prior.parameters())
+    told = list(trainee.prior.parameters())
+    assert told and all(p.grad is None for p in told)
 
 
 def test_refined_loss_trains_the_backbone_too_unless_detached(tmp_path):
@@ -146,6 +147,20 @@ def test_prior_that_a_refiner_was_not_trained_with_is_refused(tmp_path):
     refine["prior"] = {"name": "statistics", "params": {"features": 8}}
     with pytest.raises(ConfigError, match=r"trained with statistics, this is statistics \(features 8\)"):
         Pipeline.build(PipelineSpec.parse(chain({"refine": refine})))
+
+
+@pytest.mark.parametrize("prior", ["joined", {"name": "statistics", "params": {"features": 8}}])
+def test_training_goes_on_under_the_prior_that_a_refiner_was_trained_with(tmp_path, prior):
+    refiner = {"name": "ptgrm", "weights": str(prepare(training(tmp_path), tmp_path / "run").train())}
+    build_networks(training(tmp_path, refiner=refiner))
+    with pytest.raises(ConfigError, match=r"refiner.prior: .*was trained with statistics, this is"):
+        build_networks(training(tmp_path, refiner=refiner, prior=prior))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_training_names_a_prior_that_says_no_numbers(tmp_path, mode):
+    with pytest.raises(ContractError, match="prior Broken returned values that are not finite"):
+        prepare(training(tmp_path, **{**MODES[mode], "prior": "broken"}), tmp_path / "run").train()
 
 
 def test_prior_that_cannot_be_had_and_is_not_wanted_is_no_reason_to_fetch_it(tmp_path):
