@@ -333,7 +333,7 @@ def by_name(name: str) -> Pretrained:
             f"prior {component!r} has no weights that it uses by default",
             f"name one of {', '.join(item.name for item in own)}"
             if own
-            else "`restorekit weights list` prints every name",
+            else f"name its weights where it is used; `restorekit info {component}` prints its arguments",
         )
     if name not in known:
         raise WeightsError(

@@ -258,6 +258,8 @@ def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
         "| ours | 31.50 ± 0.71 | 25.50 ± 0.71 | 28.50 ± 0.71 | 0.7688 ± 0.0088 | +1.50 | +0.25 | 1,234 | 2 |",
         "| to come |  |  |  |  |  |  |  | 0 |",
     ]
+    apart = compared([*lines[:3], replace(lines[3], unlike=["longer"])], ["15"], {"over longer": "longer"})
+    assert apart.splitlines()[-1].endswith("| 0.9000 ± 0.0000 |  | 1,234 | 3 |")
     blind = Repeated("blind", {0: figures(31.98, 26.0), 1: figures(30.96, 25.0)})
     told = replace(lines[3], instead={0: figures(31.98, 26.0), 1: figures(31.0, 25.0)})
     paired = compared([lines[1], told, blind], ["15", "50"], {}, {"over silent": "blind"}).splitlines()
@@ -406,7 +408,7 @@ def test_our_own_experiment_is_sound(place, tmp_path):
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names) and len([*spec.tasks]) == 3
     for name, row in spec.rows.items():
-        # Patches and whole images are shown to it alike, but in the row that asks what comes of the other way.
+        # Patches and whole images are shown to it alike, but in the row that asks what else would do.
         alike = row.prior.name == "backbone" or row.prior.params["mode"] == "dynamic"
         assert alike != (name == "squashed")
     for task in spec.tasks.values():

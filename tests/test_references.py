@@ -322,6 +322,9 @@ def test_weights_of_a_prior_are_downloaded_by_its_name(declared, hub, run):
 
 
 def test_a_prior_without_defaults_says_what_there_is(strangers):
+    with pytest.raises(WeightsError, match="'brightness' has no weights") as none:
+        by_name("prior:brightness")
+    assert "`restorekit info brightness` prints its arguments" in none.value.hint
     WEIGHTS.append(model())
     with pytest.raises(WeightsError, match="'brightness' has no weights that it uses by default") as caught:
         by_name("prior:brightness")

@@ -26,6 +26,8 @@ from restorekit.training.folder import part_files
 from restorekit.training.spec import TrainSpec
 
 _PROTOCOL = "paired-rgb"
+# Rows whose compute differs by more are not compared with the backbone trained longer.
+_AS_MUCH = 0.1
 _TITLES = {BASE: "backbone alone", LONGER: "backbone, trained longer"}
 
 
@@ -306,7 +308,14 @@ class RefinedExperiment:
                 seeded=row != BASE,
                 instead=means.get(row, {}),
                 compute=counted[row]["ratio"] if row in counted else None,
+                unlike=() if self._computes_as_much(row, counted) else (_TITLES[LONGER],),
             )
+
+    def _computes_as_much(self, row: str, counted: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Whether a row's steps cost what those cost whose compute the backbone alone was given."""
+        if self.spec.longer is None or row not in counted:
+            return True
+        return bool(abs(counted[row]["ratio"] / counted[self.spec.longer.like]["ratio"] - 1) <= _AS_MUCH)
 
     def _about(
         self,
@@ -341,5 +350,6 @@ class RefinedExperiment:
         like = self.spec.longer.like
         return (
             f"{text} Trained longer: {sum(counted[like]['steps']):,} steps of the backbone alone, which "
-            f"compute as much as those with {self._title(like)}."
+            f"compute as much as those with {self._title(like)}. Over longer: of rows whose steps compute as "
+            f"much, to a tenth."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class Repeated:
         seeded: whether there are seeds to count.
         instead: of runs whose refiner was told the mean of its prior, as ``runs``.
         compute: of a step of training, against one of the backbone alone; None where that is one.
+        unlike: names of lines that it is not to be compared with.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Repeated:
     seeded: bool = True
     instead: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     compute: float | None = None
+    unlike: Collection[str] = ()
 
     def whole(self, columns: Sequence[str]) -> list[Line]:
         """Return the runs that have every column."""
@@ -149,7 +151,7 @@ def compared(
         cells.append(_spread(line.values(columns, columns, "ssim"), 4))
         for name in over.values():
             ours, theirs = average[line.name], average.get(name)
-            known = ours and theirs and line.seeded and line.name != name
+            known = ours and theirs and line.seeded and name not in (line.name, *line.unlike)
             cells.append(f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}" if known else "")  # type: ignore[arg-type]
         for name in paired.values():
             other = by_name.get(name)

@@ -120,6 +120,19 @@ def test_features_are_those_of_the_library(folder):
     assert features.stride == 14
 
 
+def test_features_are_those_of_the_library_where_the_queries_read_text_too(tmp_path):
+    whole = config()
+    # As in Salesforce/blip2-itm-vit-g, whose Q-Former has layers for words beside those for queries.
+    whole.qformer_config.use_qformer_text_input = True
+    torch.manual_seed(0)
+    stirred(transformers.Blip2ForImageTextRetrieval(whole)).save_pretrained(tmp_path)
+    model = transformers.Blip2VisionModelWithProjection.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    image = torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model(normed(image)).image_embeds.mean(1), dim=1)
+    torch.testing.assert_close(Blip2(str(tmp_path))(image).glob, expected)
+
+
 def test_a_checkpoint_with_a_language_model_gives_the_rest(shards, speaking):
     names = json.loads((shards / "model.safetensors.index.json").read_text())["weight_map"]
     needed = {shard.name for shard in Source(f"dir:{shards}").take(TENSORS)}

@@ -61,6 +61,21 @@ def test_features_are_those_of_the_whole_model(folder, model):
     assert features.dense.shape == (2, 32, 4, 4) and features.stride == 8
 
 
+def test_features_of_a_residual_tower_are_those_of_the_whole_model(tmp_path):
+    vision = dict(image_size=64, layers=(1, 1, 1, 1), width=8, head_width=16, patch_size=None)
+    config = {**CONFIG, "vision_cfg": vision}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**config, quick_gelu=True).eval()
+    preprocessing = dict(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    document = {"model_cfg": {**config, "quick_gelu": True}, "preprocess_cfg": preprocessing}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(document))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    image = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(model.encode_image(normed(image)), dim=1)
+    torch.testing.assert_close(Clip(str(tmp_path))(image).glob, expected, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(32, 32), (48, 64)])
 def test_features_equal_timms_reading_of_the_same_file(folder, size):
     settings = dict(embed_dim=32, depth=3, num_heads=2, patch_size=8, img_size=32, num_classes=32)

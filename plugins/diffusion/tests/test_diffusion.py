@@ -34,8 +34,15 @@ def stirred(model):
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def parts():
+# By name: the UNet's heads; Stable Diffusion 2 and SD-turbo have more of them at each depth, and linear ends.
+HEADS = {
+    "sd1": dict(attention_head_dim=4),
+    "turbo": dict(attention_head_dim=(1, 2, 4, 4), use_linear_projection=True),
+}
+
+
+@pytest.fixture(scope="module", params=HEADS)
+def parts(request):
     torch.manual_seed(0)
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -53,8 +60,8 @@ def parts():
         down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
         cross_attention_dim=16,
-        attention_head_dim=4,
         norm_num_groups=4,
+        **HEADS[request.param],
     )
     text = transformers.CLIPTextModel(
         transformers.CLIPTextConfig(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -14,10 +15,11 @@ from safetensors.torch import save_file
 from torch.nn.functional import l1_loss
 
 from restorekit import Pipeline, PipelineSpec, plan, restore
-from restorekit.catalog import PARAMS_KEY, PRIOR_KEY
+from restorekit.catalog import PARAMS_KEY, PRIOR_KEY, Checkpoint
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError, TrainingError, WeightsError
 from restorekit.training.build import build_networks
+from restorekit.training.folder import read_run
 from restorekit.training.loop import prepare
 from restorekit.training.spec import TrainSpec
 from restorekit_ptgrm.network import PTGRM
@@ -119,6 +121,29 @@ def test_prior_is_asked_once_of_a_validation_patch(tmp_path, mode):
         asked.append(len(SEEN))
     # Two batches, and each way in which the validation degrades its patches.
     assert asked[0] == asked[1] > 2
+
+
+def test_the_shipped_config_is_run_by_the_command_in_three_modes(tmp_path, capsys, monkeypatch):
+    config = Path(__file__).parents[3] / "configs" / "train" / "ptgrm-denoise.yaml"
+    document = yaml.safe_load(config.read_text())
+    document["backbone"] = {"name": "deep", "weights": saved(tmp_path, Deep(), "deep")}
+    document |= {"prior": "statistics", "pictures": 0, "stages": [{"steps": 2, "patch": 32, "batch": 1}]}
+    document["data"] = {"folder": str(photographs(tmp_path)), "hold_out": 1, "cache": str(tmp_path / "cache")}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    modes = {
+        "warm": [],
+        "frozen": ["--set", "trained=[refiner]"],
+        "joint": ["--set", "backbone.weights=null", "--set", "optimizer.factors={}"],
+    }
+    for mode, settings in modes.items():
+        words = ("train", tmp_path / "run.yaml", "-o", tmp_path / mode, *settings)
+        code, _, said = run_command(capsys, monkeypatch, *words)
+        assert code == 0, said
+        run = read_run(tmp_path / mode)
+        assert run.finished and run.spec.trained_parts[0] == "refiner"
+        assert [*run.others] == ([] if mode == "frozen" else ["backbone"])
+        facts = Checkpoint("refiner", run.weights).metadata()
+        assert json.loads(facts[PARAMS_KEY])["prior_features"] == 16
 
 
 @pytest.mark.parametrize("mode", MODES)

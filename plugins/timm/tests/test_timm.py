@@ -74,19 +74,27 @@ def test_images_of_any_size_are_described(folders, name, mode):
         assert said.glob.norm() > 0.99
 
 
-def test_features_are_those_of_the_library(folders):
-    prior = Timm(str(folders["clip"]), projected=True)
-    model = timm.create_model(f"local-dir:{folders['clip']}", pretrained=True).eval()
-    image = torch.rand(2, 3, 32, 32)
-    normed = (image - torch.tensor(model.pretrained_cfg["mean"]).reshape(3, 1, 1)) / torch.tensor(
-        model.pretrained_cfg["std"]
-    ).reshape(3, 1, 1)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_features_are_those_of_the_library(folders, name):
+    prior = Timm(str(folders[name]))
+    model = timm.create_model(f"local-dir:{folders[name]}", pretrained=True).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).reshape(3, 1, 1) for key in ("mean", "std"))
+    image = torch.rand(2, 3, prior.size, prior.size)
     with torch.no_grad():
-        expected = torch.nn.functional.normalize(model(normed), dim=1)
-        tokens = model.forward_features(normed)[:, 1:]
+        last = model.forward_features((image - mean) / std)
+        expected = torch.nn.functional.normalize(model.forward_head(last, pre_logits=True), dim=1)
+        logits = model((image - mean) / std)
     features = prior(image)
     torch.testing.assert_close(features.glob, expected)
-    torch.testing.assert_close(features.dense, tokens.transpose(1, 2).reshape(2, 32, 4, 4))
+    if last.dim() == 3:
+        cells = prior.size // features.stride
+        last = last[:, model.num_prefix_tokens :].mT.reshape(2, -1, cells, cells)
+    # What follows the layers of an EfficientNet is none of them.
+    if name != "efficientnet":
+        torch.testing.assert_close(features.dense, last)
+    if name == "clip":
+        projected = Timm(str(folders[name]), projected=True)(image).glob
+        torch.testing.assert_close(projected, torch.nn.functional.normalize(logits, dim=1))
 
 
 def test_layers_are_joined_in_the_order_of_the_network(folders):
