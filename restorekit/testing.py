@@ -176,6 +176,8 @@ def _check_features(name: str, prior: Prior, images: Tensor) -> None:
         shape = tuple(first.dense.shape)
         stated_well = len(shape) == 4 and shape[0] == 2 and first.stride > 0
         _require(stated_well, f"{name} returns dense features {shape} of stride {first.stride}")
+        same = _close(first.dense[0], first.dense[1])
+        _require(not same, f"{name} returns the same dense features of two different images")
 
     def run(x: Tensor) -> Tensor:
         said: PriorFeatures = prior(x)

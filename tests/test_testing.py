@@ -382,6 +382,12 @@ class Blind(Describing):
         return PriorFeatures(torch.ones(len(image), 4))
 
 
+class BlindToPlaces(Describing):
+    def forward(self, image):
+        said = super().forward(image)
+        return PriorFeatures(said.glob, torch.ones_like(said.dense), said.stride)
+
+
 class NoStride(Describing):
     def forward(self, image):
         said = super().forward(image)
@@ -415,6 +421,7 @@ def test_an_honest_prior_passes():
         (FollowsTrain, "leaves eval mode"),
         (WrongCount, r"returns global features \(2, 4\), states \(2, 5\)"),
         (Blind, "says the same of two different images"),
+        (BlindToPlaces, "the same dense features of two different images"),
         (NoStride, "of stride 0"),
         (MixingPrior, "items of a batch depend on each other"),
         (NormalisesInPlace, "changes its input in place"),
