@@ -69,7 +69,7 @@ def document(place, prior):
             "optimizer": {"lr": 1e-3, "min_lr": 1e-4, "warmup": 0, "factors": {"backbone": 0.1}},
         },
         "rows": {
-            "eyes": {"title": "with eyes", "prior": prior, "seeds": [0, 1]},
+            "eyes": {"title": "with eyes", "prior": prior, "seeds": [0, 1], "apart": True},
             "blind": {"prior": prior, "refiner": {"prior_scale": 0}, "mean": False},
             "shuffled": {"prior": {**prior, "params": {**prior["params"], "shuffled": 3}}},
         },
@@ -143,14 +143,34 @@ def test_what_a_prior_says_is_measured_against_its_mean_and_against_silence(docu
     assert {row: [*seeds] for row, seeds in facts["means"].items()} == {"eyes": ["0", "1"], "shuffled": ["0"]}
     jobs = [job for job in experiment(document, made[0]).jobs() if isinstance(job, Measurement)]
     measured = [job for job in jobs if job.file.name == "eyes-1-pairs.json"]
-    assert [job.pipeline().steps[1].refine.prior.name for job in measured] == ["backbone", "none"]
+    pipelines = [job.pipeline() for job in measured]
+    assert [pipeline.steps[1].refine.prior.name for pipeline in pipelines[:2]] == ["backbone", "none"]
     table = made[2].read_text().partition("small-noise: begin")[2]
-    assert "| over silent | prior's mean instead | parameters added | compute | seeds |" in table
+    heading = (
+        "| over silent | over its own backbone | prior's mean instead | parameters added | compute | seeds |"
+    )
+    assert heading in table
     line = next(line for line in table.splitlines() if line.startswith("| with eyes"))
     cells = line.split(" | ")
     # Of silence there is one seed, of the mean there are two.
-    assert re.fullmatch(r"[+-]\d\.\d{3}", cells[-5])
+    assert re.fullmatch(r"[+-]\d\.\d{3}", cells[-6])
     assert re.fullmatch(r"[+-]\d\.\d{3} ± \d\.\d{3}", cells[-4])
+
+
+def test_what_a_refiner_brings_is_measured_against_its_own_backbone(document, done, made):
+    facts = done["noise"]
+    assert {row: [*seeds] for row, seeds in facts["apart"].items()} == {"eyes": ["0", "1"]}
+    job = next(
+        job for job in experiment(document, made[0]).jobs() if "alone, seed 1, on sigma 50" in job.name
+    )
+    (step,) = job.pipeline().steps
+    assert step.restore.weights == str(made[0] / "noise" / "eyes-1" / "weights-backbone.safetensors")
+    gains = []
+    for seed in ("0", "1"):
+        whole, alone = (facts[kind]["eyes"][seed] for kind in ("rows", "apart"))
+        gains.append(sum(whole[column]["psnr"] - alone[column]["psnr"] for column in whole) / 2)
+    line = next(line for line in made[2].read_text().splitlines() if line.startswith("| with eyes"))
+    assert line.split(" | ")[-5].startswith(f"{sum(gains) / 2:+.3f} ± ")
 
 
 def test_parameters_are_those_of_the_refiner_alone(done, made):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from restorekit import datasets
 from restorekit.config import PipelineSpec, check
@@ -26,6 +26,11 @@ from restorekit.training.folder import part_files
 from restorekit.training.spec import TrainSpec
 
 _PROTOCOL = "paired-rgb"
+# What the weights of a row are measured with: all of it; the mean of its prior; its backbone alone.
+_Way = Literal["", "mean", "apart"]
+_SAID: Mapping[_Way, str] = {"": "", "mean": ", prior's mean instead", "apart": ", its backbone alone"}
+# By seed and column.
+_Reports = Mapping[int, Mapping[str, Mapping[str, Any]]]
 # Rows whose compute differs by more are not compared with the backbone trained longer.
 _AS_MUCH = 0.1
 _TITLES = {BASE: "backbone alone", LONGER: "backbone, trained longer"}
@@ -108,9 +113,8 @@ class RefinedExperiment:
         for row in self._rows:
             for seed in self._chosen(row):
                 for column, recipe in columns.items():
-                    yield self._measurement(task, row, seed, column, recipe)
-                    if self._has_mean(row):
-                        yield self._measurement(task, row, seed, column, recipe, mean=True)
+                    for way in self._ways(row):
+                        yield self._measurement(task, row, seed, column, recipe, way)
 
     @property
     def _rows(self) -> tuple[str, ...]:
@@ -129,8 +133,12 @@ class RefinedExperiment:
         chosen = self._seed is None or row == BASE
         return tuple(seed for seed in self._seeds(row) if chosen or seed == self._seed)
 
-    def _has_mean(self, row: str) -> bool:
-        return row in self.spec.rows and self.spec.rows[row].mean
+    def _ways(self, row: str) -> tuple[_Way, ...]:
+        """Return how the weights of a row are measured."""
+        asked = self.spec.rows.get(row)
+        if asked is None:
+            return ("",)
+        return ("", *(("mean",) if asked.mean else ()), *(("apart",) if asked.apart else ()))
 
     def _title(self, row: str) -> str:
         return _TITLES.get(row) or self.spec.rows[row].title or row
@@ -220,16 +228,15 @@ class RefinedExperiment:
         return {found.folder.name: asked.degradation}
 
     def _measurement(
-        self, task: str, row: str, seed: int, column: str, recipe: RecipeSpec | None, *, mean: bool = False
+        self, task: str, row: str, seed: int, column: str, recipe: RecipeSpec | None, way: _Way
     ) -> Measurement:
         asked = self.spec.tasks[task]
-        prior = ", prior's mean instead" if mean else ""
         return Measurement(
-            f"{task}: {self._title(row)}{prior}, seed {seed}, on {column}",
-            partial(self._pipeline, task, row, seed, mean=mean),
+            f"{task}: {self._title(row)}{_SAID[way]}, seed {seed}, on {column}",
+            partial(self._pipeline, task, row, seed, way),
             Path(asked.data),
             _PROTOCOL,
-            self._report(task, row, seed, column, mean=mean),
+            self._report(task, row, seed, column, way),
             recipe,
             seed=asked.seed,
             limit=asked.limit,
@@ -237,11 +244,10 @@ class RefinedExperiment:
             features=self.folder / task / "features",
         )
 
-    def _report(self, task: str, row: str, seed: int, column: str, *, mean: bool = False) -> Path:
-        folder = self.folder / task / "reports" / ("mean" if mean else "")
-        return folder / f"{row}-{seed}-{column}.json"
+    def _report(self, task: str, row: str, seed: int, column: str, way: _Way) -> Path:
+        return self.folder / task / "reports" / way / f"{row}-{seed}-{column}.json"
 
-    def _pipeline(self, task: str, row: str, seed: int, *, mean: bool = False) -> PipelineSpec:
+    def _pipeline(self, task: str, row: str, seed: int, way: _Way) -> PipelineSpec:
         if row in (BASE, LONGER):
             made = self._base(task) if row == BASE else self._longer(task, seed)
             step = {**self.spec.backbone.model_dump(), "weights": str(made.result)}
@@ -252,7 +258,9 @@ class RefinedExperiment:
             **self._backbone(task),
             **({"weights": str(files["backbone"])} if "backbone" in files else {}),
         }
-        prior: Any = NO_PRIOR if mean else self.spec.rows[row].prior.model_dump()
+        if way == "apart":
+            return PipelineSpec.parse({"steps": [{"restore": backbone}]})
+        prior: Any = NO_PRIOR if way == "mean" else self.spec.rows[row].prior.model_dump()
         refine = {"name": self.spec.refiner.name, "weights": str(files["refiner"]), "prior": prior}
         return PipelineSpec.parse({"steps": [{"restore": backbone}, {"refine": refine}]})
 
@@ -261,15 +269,26 @@ class RefinedExperiment:
         tables, facts = {}, {}
         for task in self.tasks:
             columns = tuple(self.columns(task))
-            rows = {row: self._reports(task, row, columns) for row in self._rows}
-            means = {
-                row: self._reports(task, row, columns, mean=True) for row in self._rows if self._has_mean(row)
+            found: dict[_Way, dict[str, _Reports]] = {
+                way: {
+                    row: self._reports(task, row, columns, way)
+                    for row in self._rows
+                    if way in self._ways(row)
+                }
+                for way in _SAID
             }
+            rows = found[""]
             counted = {row: self._counted(task, row) for row in self.spec.rows}
             paired = {"over silent": self._title(self.spec.silent)} if self.spec.silent else {}
-            table = compared([*self._lines(rows, means, counted)], columns, self._over, paired)
+            table = compared([*self._lines(found, counted)], columns, self._over, paired)
             tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
-            facts[task] = {"columns": columns, "rows": rows, "means": means, "compute": counted}
+            facts[task] = {
+                "columns": columns,
+                "rows": rows,
+                "means": found["mean"],
+                "apart": found["apart"],
+                "compute": counted,
+            }
         return Made(tables, {"tasks": facts})
 
     @property
@@ -277,24 +296,23 @@ class RefinedExperiment:
         over = {"over alone": _TITLES[BASE]}
         return {**over, "over longer": _TITLES[LONGER]} if self.spec.longer else over
 
-    def _reports(
-        self, task: str, row: str, columns: tuple[str, ...], *, mean: bool = False
-    ) -> dict[int, dict[str, dict[str, Any]]]:
+    def _measured(self, task: str, columns: tuple[str, ...], way: _Way) -> dict[str, _Reports]:
+        """Return the reports of every row that is measured in this way."""
+        rows = [row for row in self._rows if way in self._ways(row)]
+        return {row: self._reports(task, row, columns, way) for row in rows}
+
+    def _reports(self, task: str, row: str, columns: tuple[str, ...], way: _Way) -> _Reports:
         """Return the reports that are there, by seed and column."""
         found = {
-            seed: read_reports(
-                {column: self._report(task, row, seed, column, mean=mean) for column in columns}
-            )
+            seed: read_reports({column: self._report(task, row, seed, column, way) for column in columns})
             for seed in self._seeds(row)
         }
         return {seed: reports for seed, reports in found.items() if reports}
 
     def _lines(
-        self,
-        rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
-        means: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
-        counted: Mapping[str, Mapping[str, Any]],
+        self, found: Mapping[_Way, Mapping[str, _Reports]], counted: Mapping[str, Mapping[str, Any]]
     ) -> Iterator[Repeated]:
+        rows = found[""]
         base = rows[BASE][self.spec.seed]
         before = {column: report["degraded"] for column, report in base.items()}
         yield Repeated("degraded", {0: before}, seeded=False)
@@ -306,7 +324,8 @@ class RefinedExperiment:
                 runs,
                 added,
                 seeded=row != BASE,
-                instead=means.get(row, {}),
+                instead=found["mean"].get(row, {}),
+                apart=found["apart"].get(row, {}),
                 compute=counted[row]["ratio"] if row in counted else None,
                 unlike=() if self._computes_as_much(row, counted) else (_TITLES[LONGER],),
             )
@@ -320,7 +339,7 @@ class RefinedExperiment:
     def _about(
         self,
         task: str,
-        rows: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]],
+        rows: Mapping[str, _Reports],
         counted: Mapping[str, Mapping[str, Any]],
     ) -> str:
         asked, some = self.spec.tasks[task], next(iter(rows[BASE][self.spec.seed].values()))
@@ -336,7 +355,12 @@ class RefinedExperiment:
         )
         if self.spec.silent:
             text += " Over silent: the difference to the run of the same seed whose prior says nothing."
-        if any(self._has_mean(row) for row in self._rows):
+        if any("apart" in self._ways(row) for row in self._rows):
+            text += (
+                " Over its own backbone: the difference to the backbone of the same run without its refiner; "
+                "the rest of what is gained over alone is what that backbone learned meanwhile."
+            )
+        if any("mean" in self._ways(row) for row in self._rows):
             text += (
                 " Prior's mean instead: what the same weights gain when every image gets the mean that the "
                 "prior had in training; a loss is what the prior's word on each image is worth."

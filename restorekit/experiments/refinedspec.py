@@ -32,6 +32,10 @@ class RefinedRowSpec(Spec):
         description="measure it once more with the mean that its prior had in training, for every image;"
         " senseless where the prior is not used",
     )
+    apart: bool = Field(
+        default=False,
+        description="measure its backbone without the refiner, too: what it learned meanwhile",
+    )
 
     @model_validator(mode="before")
     @classmethod

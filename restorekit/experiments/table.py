@@ -88,6 +88,7 @@ class Repeated:
         parameters: that it adds to the backbone; None where that means nothing.
         seeded: whether there are seeds to count.
         instead: of runs whose refiner was told the mean of its prior, as ``runs``.
+        apart: of the backbones of the runs without their refiners, as ``runs``.
         compute: of a step of training, against one of the backbone alone; None where that is one.
         unlike: names of lines that it is not to be compared with.
     """
@@ -97,6 +98,7 @@ class Repeated:
     parameters: int | None = None
     seeded: bool = True
     instead: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    apart: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     compute: float | None = None
     unlike: Collection[str] = ()
 
@@ -138,10 +140,11 @@ def compared(
     """
     paired = paired or {}
     instead = ["prior's mean instead"] if any(line.instead for line in lines) else []
+    apart = ["over its own backbone"] if any(line.apart for line in lines) else []
     by_name = {line.name: line for line in lines}
     averages = ["average"] if len(columns) > 1 else []
     compute = ["compute"] if any(line.compute for line in lines) else []
-    header = ["", *columns, *averages, "SSIM", *over, *paired, *instead]
+    header = ["", *columns, *averages, "SSIM", *over, *paired, *apart, *instead]
     header += ["parameters added", *compute, "seeds"]
     rows = [header, ["---", *("---:" for _ in header[1:])]]
     average = {line.name: line.values(columns, columns) for line in lines}
@@ -157,6 +160,7 @@ def compared(
             other = by_name.get(name)
             known = other is not None and line.seeded and line.name != name
             cells.append(_spread(line.over(other.runs, columns), 3, "+") if known and other else "")
+        cells += [_spread(line.over(line.apart, columns), 3, "+") for _ in apart]
         cells += [_spread([-gain for gain in line.over(line.instead, columns)], 3, "+") for _ in instead]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")
         cells += [f"{line.compute:.2f} x" if line.compute else "" for _ in compute]
