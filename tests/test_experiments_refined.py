@@ -26,7 +26,7 @@ from restorekit.training.folder import read_run
 from restorekit.training.trainee import RefinerTrainee
 from restorekit.weights import read_tensors
 
-CONFIG = Path(__file__).parents[1] / "configs" / "refine" / "ptgrm.yaml"
+CONFIGS = Path(__file__).parents[1] / "configs" / "refine"
 SMALL = {"width": 4, "encoder_blocks": [1], "middle_blocks": 1, "decoder_blocks": [1]}
 TITLES = ["degraded", "backbone alone", "backbone, trained longer", "with eyes", "blind", "shuffled"]
 
@@ -420,22 +420,24 @@ def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
     assert "2 steps of the refiner alone" in frozen.made().tables["noise"]
 
 
-def test_our_own_experiment_is_sound(place, tmp_path):
-    spec = check(RefinedSpec, read_yaml(CONFIG), CONFIG.name)
+@pytest.mark.parametrize(("name", "tasks"), [("ptgrm", 3), ("ptgrm-known-light", 1)])
+def test_our_own_experiments_are_sound(place, tmp_path, name, tasks):
+    file = CONFIGS / f"{name}.yaml"
+    spec = check(RefinedSpec, read_yaml(file), file.name)
     settings = [f"tasks.{task}.data={place / 'photographs'}" for task in spec.tasks]
-    spec = check(RefinedSpec, with_settings(read_yaml(CONFIG), settings), CONFIG.name)
+    spec = check(RefinedSpec, with_settings(read_yaml(file), settings), file.name)
     jobs = RefinedExperiment(spec, tmp_path).jobs()
     names = [job.name for job in jobs]
-    assert len(set(names)) == len(names) and len([*spec.tasks]) == 3
-    for name, row in spec.rows.items():
+    assert len(set(names)) == len(names) and len([*spec.tasks]) == tasks
+    for title, row in spec.rows.items():
         # Patches and whole images are shown to it alike, but in the row that asks what else would do.
         alike = row.prior.name == "backbone" or row.prior.params["mode"] == "dynamic"
-        assert alike != (name == "squashed")
+        assert alike != (title == "squashed")
     for task in spec.tasks.values():
         # Test images are clipped and rounded, so those of the training are.
         assert task.degradation.model_dump()["chain"][-1]["name"] == "quantisation"
     for job in jobs:
         if isinstance(job, Training):
             replace(job, trial=None).check()
-    page = (CONFIG.parents[2] / "docs" / "ptgrm.md").read_text()
-    assert all(f"<!-- {CONFIG.stem}-{task}: begin -->" in page for task in spec.tasks)
+    page = (CONFIGS.parents[1] / "docs" / "ptgrm.md").read_text()
+    assert all(f"<!-- {name}-{task}: begin -->" in page for task in spec.tasks)
