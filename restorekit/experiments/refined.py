@@ -269,14 +269,7 @@ class RefinedExperiment:
         tables, facts = {}, {}
         for task in self.tasks:
             columns = tuple(self.columns(task))
-            found: dict[_Way, dict[str, _Reports]] = {
-                way: {
-                    row: self._reports(task, row, columns, way)
-                    for row in self._rows
-                    if way in self._ways(row)
-                }
-                for way in _SAID
-            }
+            found = {way: self._measured(task, columns, way) for way in _SAID}
             rows = found[""]
             counted = {row: self._counted(task, row) for row in self.spec.rows}
             paired = {"over silent": self._title(self.spec.silent)} if self.spec.silent else {}

@@ -85,7 +85,8 @@ def _outputs(backbone: Backbone) -> list[_Seen]:
     def note(name: str, module: nn.Module, output: object) -> None:
         if not isinstance(output, Tensor) or output.dim() != 4 or min(output.shape[-2:]) < 2:
             return
-        if len(output) != 1:
+        # Parts of the one image, as a batch.
+        if len(output) > 1:
             return
         cells = output.shape[-2:]
         if height % cells[0] or width % cells[1] or height * cells[1] != width * cells[0]:
