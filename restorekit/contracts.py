@@ -151,8 +151,14 @@ class GuidedBackbone(Backbone):
     """
 
     @abstractmethod
-    def under(self, features: PriorFeatures) -> Backbone:
-        """Return this network told what the prior says of one image; weights are shared, nothing changes."""
+    def under(self, features: PriorFeatures, places: Tensor | None = None) -> Backbone:
+        """Return this network told what the prior says of one image; weights are shared, nothing changes.
+
+        Args:
+            features: of one image, or of each in a batch.
+            places: where the windows that it will be given lie in the images, as in ``Refiner.forward``; only
+                for a refiner that is ``placed``.
+        """
 
 
 class DetectedBackbone(Backbone):
@@ -343,6 +349,9 @@ class Refiner(nn.Module, ABC):
         prior_features: width of the prior that it takes; None for any.
         dense_features: channels of the prior's dense map that it takes; 0 where it takes none, None where
             that is not known.
+        placed: ``forward`` takes ``places``, where windows lie in their images, (B, 4): top, left, bottom,
+            right, as shares of height and width. Training gives them when it knows, see the config's
+            ``stages.context``.
         in_parts: it offers ``refine_in_parts``; another one is run on tiles, which changes its result where
             it takes sums over the image.
         inside: it works inside the backbone of the step before, see ``attach``, and not on its result.
@@ -355,6 +364,7 @@ class Refiner(nn.Module, ABC):
     out_channels: int | None = None
     prior_features: int | None = None
     dense_features: int | None = None
+    placed: bool = False
     in_parts: bool = False
     inside: bool = False
 

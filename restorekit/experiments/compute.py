@@ -19,7 +19,7 @@ from restorekit.errors import TrainingError
 from restorekit.experiments.jobs import Job, Report
 from restorekit.files import replacing
 from restorekit.training.build import build_networks
-from restorekit.training.spec import TrainSpec
+from restorekit.training.spec import StageSpec, TrainSpec
 from restorekit.training.trainee import RefinerTrainee
 
 # A backward pass takes the gradient of what came in and that of the weights: each as much as the way forward.
@@ -70,7 +70,7 @@ class Compute(Job):
         """Count a step of each stage."""
         trainee = build_networks(self.spec).trainee
         assert isinstance(trainee, RefinerTrainee)
-        costs = [cost_of(trainee, stage.patch) for stage in self.spec.stages]
+        costs = [self._cost(trainee, stage) for stage in self.spec.stages]
         pairs = list(zip(self.spec.stages, costs, strict=True))
         refined = sum(stage.steps * stage.batch * cost.refined for stage, cost in pairs)
         alone = sum(stage.steps * stage.batch * cost.alone for stage, cost in pairs)
@@ -83,6 +83,14 @@ class Compute(Job):
         with replacing(self.file) as temporary:
             temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
+    def _cost(self, trainee: RefinerTrainee, stage: StageSpec) -> Cost:
+        if stage.context == "whole":
+            raise TrainingError(
+                "photographs differ in size, and so does what their prior costs, which is to be counted",
+                "give stages.context as a number of pixels, or leave out longer",
+            )
+        return cost_of(trainee, stage.patch, stage.window)
+
     @property
     def _of(self) -> dict[str, Any]:
         """What the count depends on, as a file would hold it."""
@@ -92,8 +100,8 @@ class Compute(Job):
         return {**facts, "backbone": {**facts["backbone"], "weights": None}}
 
 
-def cost_of(trainee: RefinerTrainee, side: int) -> Cost:
-    """Return what a step costs for one square patch.
+def cost_of(trainee: RefinerTrainee, side: int, window: int | None = None) -> Cost:
+    """Return what a step costs for one square patch, of a window of which the prior is asked.
 
     Trained parts take three times their forward pass, frozen ones their forward pass alone.
 
@@ -102,8 +110,11 @@ def cost_of(trainee: RefinerTrainee, side: int) -> Cost:
     """
     weight = next(trainee.refiner.parameters())
     patch = weight.new_full((1, trainee.channels, side, side), 0.5)
-    whole = _operations(lambda: trainee(patch))
-    prior = _operations(lambda: trainee.prior(patch.expand(-1, 3, -1, -1)))
+    described = patch[:, :1, :1, :1].expand(-1, 3, window or side, window or side)
+    prior = _operations(lambda: trainee.prior(described))
+    # Of the patch the prior is asked here too, but that is not what is counted.
+    small = _operations(lambda: trainee.prior(patch[:, :1].expand(-1, 3, -1, -1)))
+    whole = _operations(lambda: trainee(patch)) - small + prior
     backbone = trainee.backbone
     trained = _operations(lambda: backbone.training_outputs(patch))
     frozen = prior if trainee.joint else prior + _operations(lambda: backbone(patch))

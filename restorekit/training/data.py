@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
 from restorekit.degradations.recipe import apply, draw_kind
@@ -43,11 +44,16 @@ class Batch:
         clean: patches (B, C, H, W) in [0, 1].
         kinds: the share of each kind of degradation in each patch (B, K): one-hot but where patches were
             blended. K is 0 where nobody knows.
+        scenes: the degraded windows that the patches are parts of (B, C, H', W'), in the upper left corner
+            where they differ in size. Empty where nobody asked, or they are the patches themselves.
+        places: where the patches lie in them (B, 4): top, left, height and width of the window, in pixels.
     """
 
     degraded: Tensor
     clean: Tensor
     kinds: Tensor
+    scenes: Tensor
+    places: Tensor
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
@@ -56,7 +62,11 @@ class Batch:
 
     def of(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """Return the batch with each of its tensors changed, as moved or cut."""
-        return Batch(change(self.degraded), change(self.clean), change(self.kinds))
+        return Batch(*(change(tensor) for tensor in vars(self).values()))
+
+    def parts(self, count: int) -> list[Batch]:
+        """Return the batch cut in so many."""
+        return list(starmap(Batch, zip(*(each.chunk(count) for each in vars(self).values()), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,7 @@ class Batches:
         scale: of the network: clean patches are larger by this.
         kinds: names of the kinds of degradation, empty where nobody knows.
         balanced: as many patches of each kind in every batch.
+        scenes: keep the windows that patches are parts of.
     """
 
     source: Source
@@ -82,6 +93,7 @@ class Batches:
     scale: int = 1
     kinds: tuple[str, ...] = ()
     balanced: bool = False
+    scenes: bool = False
 
     def check(self, stages: Iterable[StageSpec]) -> None:
         """Look whether patches of every stage can be cut, before the first stage takes its hours.
@@ -102,7 +114,7 @@ class Batches:
         random = np.random.default_rng((self.seed, step))
         noise = torch.Generator().manual_seed(int(random.integers(2**62)))
         asked = self._asked(step, stage.batch)
-        cuts = [self._cut(stage.window, random, kind) for kind in asked]
+        cuts = [self._cut(stage, random, kind) for kind in asked]
         # Drawn apart, so that a run without gray patches is the same with this choice and before it.
         gray = np.random.default_rng((self.seed, step, 2)).random(stage.batch) < self.augment.gray
         if self.augment.levels:
@@ -113,24 +125,25 @@ class Batches:
             self._both(cut, bool(is_gray), random, noise, kind)
             for cut, is_gray, kind in zip(cuts, gray, asked, strict=True)
         ]
-        if stage.window > stage.patch:
-            both = self._parts(both, stage, np.random.default_rng((self.seed, step, 3)))
         degraded, clean, kinds = zip(*both, strict=True)
-        return self._blended(Batch(torch.stack(degraded), torch.stack(clean), self.shares(kinds)), step)
+        scenes, places = torch.empty(stage.batch, 0, 0, 0), torch.empty(stage.batch, 0)
+        if stage.within:
+            corners = self._corners(degraded, stage.patch, step)
+            if self.scenes:
+                scenes = _together(degraded)
+                places = torch.tensor(
+                    [[*at, *one.shape[1:]] for at, one in zip(corners, degraded, strict=True)]
+                )
+            degraded = _parts(degraded, corners, stage.patch)
+            clean = _parts(clean, corners, stage.patch, self.scale)
+        batch = Batch(torch.stack(degraded), torch.stack(clean), self.shares(kinds), scenes, places.float())
+        return self._blended(batch, step)
 
-    def _parts(
-        self, windows: list[tuple[Tensor, Tensor, str]], stage: StageSpec, random: np.random.Generator
-    ) -> list[tuple[Tensor, Tensor, str]]:
-        """Cut the patch out of each window, anywhere."""
-        parts = []
-        for degraded, clean, kind in windows:
-            top, left = (int(start) for start in random.integers(stage.window - stage.patch + 1, size=2))
-            both = []
-            for image, scale in ((degraded, 1), (clean, self.scale)):
-                rows = slice(top * scale, (top + stage.patch) * scale)
-                both.append(image[:, rows, left * scale : (left + stage.patch) * scale])
-            parts.append((both[0], both[1], kind))
-        return parts
+    def _corners(self, windows: Sequence[Tensor], side: int, step: int) -> list[tuple[int, int]]:
+        """Return top and left of a patch in each window, anywhere."""
+        random = np.random.default_rng((self.seed, step, 3))
+        rest = [[length - side + 1 for length in window.shape[1:]] for window in windows]
+        return [(int(random.integers(down)), int(random.integers(across))) for down, across in rest]
 
     def shares(self, kinds: Sequence[str]) -> Tensor:
         """Return names of kinds as one-hot rows (B, K)."""
@@ -147,8 +160,9 @@ class Batches:
         # What does not divide evenly is made up for by the steps that follow.
         return [self.kinds[(step * count + index) % len(self.kinds)] for index in range(count)]
 
-    def _cut(self, side: int, random: np.random.Generator, kind: str) -> _Patch:
-        cut = self.source.cut(side, random, kind if self._paired else "")
+    def _cut(self, stage: StageSpec, random: np.random.Generator, kind: str) -> _Patch:
+        kind, whole = kind if self._paired else "", stage.context == "whole"
+        cut = self.source.cut(stage.window, random, kind, whole=whole)
         # Drawn whether they are used or not, so that switching one off changes nothing else.
         quarters, mirrored = int(random.integers(4)), bool(random.integers(2))
         quarters, mirrored = quarters * self.augment.rotate, mirrored and self.augment.flip
@@ -178,6 +192,24 @@ class Batches:
             return batch
         share, order = random.beta(_MIXUP, _MIXUP), torch.from_numpy(random.permutation(len(batch.clean)))
         return batch.of(lambda images: torch.lerp(images[order], images, share))
+
+
+def _parts(
+    images: Sequence[Tensor], corners: Sequence[tuple[int, int]], side: int, scale: int = 1
+) -> tuple[Tensor, ...]:
+    """Cut a patch out of each image (C, H, W); corners and side are in pixels of one smaller by ``scale``."""
+    return tuple(
+        image[:, top * scale : (top + side) * scale, left * scale : (left + side) * scale]
+        for image, (top, left) in zip(images, corners, strict=True)
+    )
+
+
+def _together(images: Sequence[Tensor]) -> Tensor:
+    """Return images of several sizes as one tensor, zero where they end."""
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    return torch.stack(
+        [pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+    )
 
 
 @dataclass(frozen=True)

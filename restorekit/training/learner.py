@@ -86,34 +86,33 @@ class Learner:
         words = np.random.SeedSequence((self.spec.seed, step, self.processes.rank)).generate_state(1)
         torch.manual_seed(int(words[0]))
         parts = self.spec.accumulate
-        own = batch.of(self.processes.share)
-        sent = (self._sent(own.degraded), self._sent(own.clean), own.kinds.to(self.processes.device))
-        batches = [tensor.chunk(parts) for tensor in sent]
+        sent = batch.of(lambda tensor: self._sent(self.processes.share(tensor)))
         self._optimizer.zero_grad(set_to_none=True)
         losses = []
-        for index, part in enumerate(zip(*batches, strict=True)):
+        for index, part in enumerate(sent.parts(parts)):
             with self.processes.gathering(self._network, last=index == parts - 1):
-                loss = self._loss_of(*part) / parts
+                loss = self._loss_of(part) / parts
                 self.processes.backward(loss)
             losses.append(loss.detach())
         if all(parameter.grad is None for parameter in self.parameters.values()):
             raise _unreached(self.spec)
         return torch.stack(losses).sum()
 
-    def _loss_of(self, degraded: Tensor, clean: Tensor, kinds: Tensor) -> Tensor:
+    def _loss_of(self, batch: Batch) -> Tensor:
         half = self.spec.precision == "bf16"
         with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=half):
-            outputs: Outputs = self._network(degraded, kinds)
-        terms = [self._loss(image.float(), clean) for image in outputs.images]
+            outputs: Outputs = self._network(batch.degraded, batch.kinds, batch.scenes, batch.places)
+        terms = [self._loss(image.float(), batch.clean) for image in outputs.images]
         if outputs.logits is not None and "kind" in self.spec.loss:
-            terms.append(self.spec.loss["kind"] * kind_loss(outputs.logits, kinds))
+            terms.append(self.spec.loss["kind"] * kind_loss(outputs.logits, batch.kinds))
         loss = torch.stack(terms).sum()
         if not loss.requires_grad:
             raise _unreached(self.spec)
         return loss
 
-    def _sent(self, images: Tensor) -> Tensor:
-        return images.to(self.processes.device, memory_format=torch.channels_last, non_blocking=True)
+    def _sent(self, tensor: Tensor) -> Tensor:
+        order = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        return tensor.to(self.processes.device, memory_format=order, non_blocking=True)
 
     @contextmanager
     def evaluating(self, averaged: bool) -> Iterator[None]:

@@ -96,6 +96,7 @@ class Run:
             trainee.scale,
             spec.kinds,
             spec.balanced,
+            trainee.scenes,
         )
 
     def resume(self) -> None:

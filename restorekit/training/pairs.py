@@ -66,18 +66,20 @@ class Pairs(Source):
         pairs, failed = decode_all(jobs)
         return cls(decoded, pairs, alone + failed, spec, scale)
 
-    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
-        """Cut the same random window of both photographs of a random pair."""
+    def cut(self, side: int, random: np.random.Generator, kind: str = "", *, whole: bool = False) -> Cut:
+        """Cut the same random window of both photographs of a random pair, or return all of both."""
         candidates = self._large_enough(side, kind)
         if not candidates:
             of = f" of {kind}" if kind else ""
             raise TrainingError(f"no pair{of} is at least {side} pixels wide and high", "use smaller patches")
-        whole = first_readable(candidates, int(random.integers(len(candidates))), self.whole)
-        assert whole.degraded is not None
-        top, left = (int(random.integers(length - side + 1)) for length in whole.degraded.shape[:2])
-        degraded = whole.degraded[top : top + side, left : left + side]
+        both = first_readable(candidates, int(random.integers(len(candidates))), self.whole)
+        assert both.degraded is not None
+        if whole:
+            return both
+        top, left = (int(random.integers(length - side + 1)) for length in both.degraded.shape[:2])
+        degraded = both.degraded[top : top + side, left : left + side]
         top, left, side = (value * self._scale for value in (top, left, side))
-        return Cut(whole.clean[top : top + side, left : left + side], degraded, whole.kind)
+        return Cut(both.clean[top : top + side, left : left + side], degraded, both.kind)
 
     def whole(self, photograph: Photograph) -> Cut:
         """Return a clean photograph and its degraded partner."""

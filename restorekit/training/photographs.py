@@ -58,8 +58,8 @@ class Photographs(Source):
                 jobs.append((path, partial(decoded.add, name, path, spec.scales)))
         return cls(decoded, *decode_all(jobs), spec, scale)
 
-    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
-        """Cut a random window of a random photograph at a random scale."""
+    def cut(self, side: int, random: np.random.Generator, kind: str = "", *, whole: bool = False) -> Cut:
+        """Cut a random window of a random photograph at a random scale, or return all of it."""
         side *= self._scale
         scale = self._scales[random.integers(len(self._scales))]
         candidates = self._large_enough(scale, side)
@@ -69,6 +69,10 @@ class Photographs(Source):
             )
         chosen = int(random.integers(len(candidates)))
         pixels = first_readable(candidates, chosen, lambda one: self._decoded.pixels(one, scale))
+        if whole:
+            # Sides that the network's scale divides.
+            height, width = (length // self._scale * self._scale for length in pixels.shape[:2])
+            return Cut(pixels[:height, :width])
         top, left = (int(random.integers(length - side + 1)) for length in pixels.shape[:2])
         return Cut(pixels[top : top + side, left : left + side])
 

@@ -69,8 +69,14 @@ class Source(ABC):
         self.trained, self.held_out, self.skipped = tuple(trained), tuple(held_out), tuple(skipped)
 
     @abstractmethod
-    def cut(self, side: int, random: np.random.Generator, kind: str = "") -> Cut:
+    def cut(self, side: int, random: np.random.Generator, kind: str = "", *, whole: bool = False) -> Cut:
         """Cut a random window whose degraded side is ``side``; of a pair of one kind where it is asked for.
+
+        Args:
+            side: of the degraded window in pixels.
+            random: decides.
+            kind: of the pair; empty for any.
+            whole: return all of a photograph in which there is such a window.
 
         Raises:
             TrainingError: no photograph is that large, or none can be read any more.

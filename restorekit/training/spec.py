@@ -124,17 +124,22 @@ class StageSpec(Spec):
     steps: int = Field(gt=0)
     patch: int = Field(gt=0, description="side of the square degraded patches in pixels")
     batch: int = Field(gt=0, description="patches a step, over all processes")
-    context: int = Field(
+    context: Annotated[int, Field(ge=0)] | Literal["whole"] = Field(
         default=0,
-        ge=0,
         description="side of the window that is degraded, of which the patch is a part; for degradations that"
-        " depend on the place in the image, as haze does; 0 for the patch itself",
+        " depend on the place in the image, as haze does, and for refiners, whose prior is asked of the"
+        " window; whole for all of the photograph; 0 for the patch itself",
     )
 
     @property
     def window(self) -> int:
-        """Side of what is cut from a photograph and degraded."""
-        return max(self.patch, self.context)
+        """Side of what is cut from a photograph and degraded; of a whole one, the least that it has to be."""
+        return self.patch if self.context == "whole" else max(self.patch, self.context)
+
+    @property
+    def within(self) -> bool:
+        """Whether patches are parts of what is degraded."""
+        return self.context == "whole" or self.context > self.patch
 
 
 class OptimizerSpec(Spec):
@@ -292,6 +297,11 @@ class TrainSpec(Spec):
                 raise _wrong(f"trained names the {part}, and there is none", f"add {part}: NAME")
         if self.refiner and (not {"refiner"} <= {*self.trained_parts} <= {"refiner", "backbone"}):
             raise _wrong("a refiner is trained alone or with its backbone", "write trained: [refiner]")
+        if self.refiner and self.augment.mixup and any(stage.within for stage in self.stages):
+            raise _wrong(
+                "a blended patch is no part of one image, of which a refiner's prior could be asked",
+                "leave out augment.mixup, or stages.context",
+            )
         if self.adapter and "backbone" in self.trained_parts:
             raise _wrong("a backbone is not trained under its adapter", "train the adapter, or leave it out")
         for stage in self.stages:

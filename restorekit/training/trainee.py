@@ -47,6 +47,7 @@ class Trainee(nn.Module, ABC):
         scale: side of the outputs divided by side of the input.
         precisions: those that it is known to work in.
         restores: whether images are compared, or only what is told of them.
+        scenes: whether it looks at the windows that patches are parts of.
     """
 
     size_multiple: int
@@ -54,6 +55,7 @@ class Trainee(nn.Module, ABC):
     scale: int
     precisions: frozenset[torch.dtype]
     restores: bool = True
+    scenes: bool = False
 
     @property
     @abstractmethod
@@ -61,8 +63,21 @@ class Trainee(nn.Module, ABC):
         """What is trained, by name."""
 
     @abstractmethod
-    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
-        """(B, C, H, W), and their kinds (B, K) where these are known -> every output that is compared."""
+    def forward(
+        self,
+        degraded: Tensor,
+        kinds: Tensor | None = None,
+        scenes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Outputs:
+        """(B, C, H, W) -> every output that is compared.
+
+        Args:
+            degraded: patches.
+            kinds: of their degradation (B, K), where these are known.
+            scenes: the windows that they are parts of, as in ``Batch``; None or empty where they are whole.
+            places: where in these they lie, as in ``Batch``.
+        """
 
     @abstractmethod
     def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
@@ -146,7 +161,13 @@ class BackboneTrainee(Trainee):
         """The adapter, or else the backbone."""
         return {"adapter": self.adapter} if self.adapter else {"backbone": self.network}
 
-    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
+    def forward(
+        self,
+        degraded: Tensor,
+        kinds: Tensor | None = None,
+        scenes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Outputs:
         """(B, C, H, W) -> every output of the backbone, and what the adapter tells of the kinds."""
         images: tuple[Tensor, ...] = ()
         if self.restores:
@@ -186,6 +207,7 @@ class RefinerTrainee(Trainee):
         seen: how many these were.
     """
 
+    scenes = True
     mean: Tensor
 
     def __init__(self, refiner: Refiner, prior: Prior, backbone: Backbone, *, joint: bool = False) -> None:
@@ -222,27 +244,38 @@ class RefinerTrainee(Trainee):
             {"refiner": self.refiner, "backbone": self.backbone} if self.joint else {"refiner": self.refiner}
         )
 
-    def forward(self, degraded: Tensor, kinds: Tensor | None = None) -> Outputs:
-        """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained."""
+    def forward(
+        self,
+        degraded: Tensor,
+        kinds: Tensor | None = None,
+        scenes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Outputs:
+        """(B, C, H, W) -> the refined image, then the outputs of the backbone where it is trained.
+
+        The prior is asked of the scenes, where there are any, as it is of whole images later.
+        """
         if self.network is not None:
+            network = self._told(self.network, degraded, scenes, places)
             if self.joint:
-                return Outputs(tuple(self.network.training_outputs(degraded)))
-            return Outputs((self.network(degraded),))
+                return Outputs(tuple(network.training_outputs(degraded)))
+            return Outputs((network(degraded),))
+        said, where = self._guidance(degraded, scenes, places)
         if self.joint:
             outputs = tuple(self.backbone.training_outputs(degraded))
-            return Outputs((self._refined(degraded, outputs[0]), *outputs))
-        with torch.no_grad():
-            restored = self.backbone(degraded)
-        return Outputs((self._refined(degraded, restored),))
+        else:
+            with torch.no_grad():
+                outputs = (self.backbone(degraded),)
+        refined: Tensor = self.refiner(degraded, outputs[0], said, **where)
+        return Outputs((refined, *outputs) if self.joint else (refined,))
 
     def restore(self, degraded: Tensor, kinds: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         if self.network is None:
-            return self._refined(degraded, self.backbone(degraded))
-        network: Backbone = self.network
-        if isinstance(network, GuidedBackbone):
-            network = network.under(self._guidance(degraded))
-        inside: Tensor = network(degraded)
+            said, _ = self._guidance(degraded)
+            refined: Tensor = self.refiner(degraded, self.backbone(degraded), said)
+            return refined
+        inside: Tensor = self._told(self.network, degraded)(degraded)
         return inside
 
     def state(self) -> dict[str, Tensor]:
@@ -261,10 +294,50 @@ class RefinerTrainee(Trainee):
             self.seen += len(said.glob)
             self.mean.lerp_(said.glob.detach().to(self.mean).mean(0), len(said.glob) / self.seen)
 
-    def _refined(self, degraded: Tensor, restored: Tensor) -> Tensor:
-        refined: Tensor = self.refiner(degraded, restored, self._guidance(degraded))
-        return refined
+    def _told(
+        self,
+        network: Backbone,
+        degraded: Tensor,
+        scenes: Tensor | None = None,
+        places: Tensor | None = None,
+    ) -> Backbone:
+        """Return the network with the refiner inside, told what the prior says where it takes that."""
+        if not isinstance(network, GuidedBackbone):
+            return network
+        said, where = self._guidance(degraded, scenes, places)
+        return network.under(said, **where)
 
-    def _guidance(self, degraded: Tensor) -> PriorFeatures:
+    def _guidance(
+        self, degraded: Tensor, scenes: Tensor | None = None, places: Tensor | None = None
+    ) -> tuple[PriorFeatures, dict[str, Tensor]]:
+        """Return what the prior says of patches or of their scenes, and where in these they lie."""
+        prior = self.prior if self.refiner.training else self._asked
         with torch.no_grad():
-            return (self.prior if self.refiner.training else self._asked).guidance(degraded)
+            if scenes is None or places is None or scenes.numel() == 0:
+                return prior.guidance(degraded), {}
+            said = self._of_scenes(prior, scenes, places)
+        return said, {"places": _shares(places, degraded.shape[2:])} if self.refiner.placed else {}
+
+    def _of_scenes(self, prior: Prior, scenes: Tensor, places: Tensor) -> PriorFeatures:
+        """Return what the prior says of scenes (B, C, H', W'), each of its own size."""
+        sizes = [(int(height), int(width)) for height, width in places[:, 2:].tolist()]
+        if len({*sizes}) == 1:
+            (height, width) = sizes[0]
+            return prior.guidance(scenes[:, :, :height, :width])
+        scene = (one[None, :, :height, :width] for one, (height, width) in zip(scenes, sizes, strict=True))
+        each = [prior.guidance(one) for one in scene]
+        glob, first = torch.cat([one.glob for one in each]), each[0]
+        maps = [one.dense for one in each if one.dense is not None]
+        together = len({one.shape for one in maps}) == 1
+        if not together and self.refiner.dense_features:
+            raise TrainingError(
+                "the prior's maps of photographs of different sizes are no batch, and the refiner takes maps",
+                "give stages.context as a number of pixels",
+            )
+        return PriorFeatures(glob, torch.cat(maps) if together else None, first.stride)
+
+
+def _shares(places: Tensor, size: Sequence[int]) -> Tensor:
+    """Return where patches of a size lie, as shares of their scenes: (B, 4), top, left, bottom, right."""
+    start, scene = places[:, :2], places[:, 2:]
+    return torch.cat([start, start + start.new_tensor(size)], 1) / scene.repeat(1, 2)

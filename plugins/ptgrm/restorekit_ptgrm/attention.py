@@ -14,6 +14,7 @@ from torch.nn.functional import conv2d, leaky_relu, pad
 
 from restorekit_ptgrm.guidance import (
     SLOPE,
+    Guide,
     GuidedConvolution,
     PositionEmbedding,
     PriorEmbedding,
@@ -101,8 +102,8 @@ class PixelScore(nn.Module):
         self.kernels = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
         self.last = nn.Conv2d(features, 1, 3, padding=1, bias=False)
 
-    def filtered(self, f: Tensor, prior: Tensor | None, work: Work) -> Tensor:
-        """(B, D, h, w), (B, E) -> (B, D, h, w): the features after their kernels."""
+    def filtered(self, f: Tensor, prior: Tensor | None, places: Tensor | None, work: Work) -> Tensor:
+        """(B, D, h, w), (B, E), places as in ``Guide`` -> (B, D, h, w): the features after their kernels."""
         height, width = f.shape[2:]
         first, radius = self.first.prepared(height, width, prior), self.side // 2
         weight = by_taps(self.kernels.weight, self.features).contiguous(memory_format=torch.channels_last)
@@ -112,7 +113,7 @@ class PixelScore(nn.Module):
 
         def act(strip: Strip) -> Tensor:
             outer = strip.read(f, halo, weight)
-            position = self.position(strip, width, 2) if self.position else None
+            position = self.position(strip, width, 2, places) if self.position else None
             hidden = activated(first(strip.trim(outer, halo, 2), position, strip.rows(2)))
             hidden = strip.trim(hidden, 2, 1)
             if fast is None:
@@ -124,9 +125,9 @@ class PixelScore(nn.Module):
 
         return work.map(act, height, row_bytes(f, 2 * weight.shape[0]), f.device)
 
-    def forward(self, f: Tensor, prior: Tensor | None, work: Work) -> Tensor:
-        """(B, D, h, w), (B, E) -> (B, 1, h, w) in (0, 1)."""
-        filtered = self.filtered(f, prior, work)
+    def forward(self, f: Tensor, prior: Tensor | None, places: Tensor | None, work: Work) -> Tensor:
+        """(B, D, h, w), (B, E), places as in ``Guide`` -> (B, 1, h, w) in (0, 1)."""
+        filtered = self.filtered(f, prior, places, work)
 
         def act(strip: Strip) -> Tensor:
             scored = self.last(leaky_relu(strip.read(filtered, 1, self.last.weight), SLOPE))
@@ -173,17 +174,17 @@ class ChannelSpatialAttention(nn.Module):
         attends = self.channel is not None or self.spatial is not None
         self.fuse = nn.Conv2d(2 * features, features, 1, bias=False) if attends else None
 
-    def forward(self, f: Tensor, prior: Tensor, work: Work) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B, D, h, w), the prior (B, F) -> features (B, D, h, w), M_c (B, D), M_s (B, 1, h, w)."""
+    def forward(self, f: Tensor, guide: Guide, work: Work) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B, D, h, w) -> features (B, D, h, w), M_c (B, D), M_s (B, 1, h, w)."""
         if self.fuse is None:
             return f, None, None
-        embedded = self.prior(prior) if self.prior else None
+        embedded = self.prior(guide.prior) if self.prior else None
         channels = pixels = None
         if self.channel is not None:
-            means = f.to(exact(f)).mean((2, 3)).to(prior.device, prior.dtype)
+            means = f.to(exact(f)).mean((2, 3)).to(guide.prior.device, guide.prior.dtype)
             channels = self.channel(means, embedded if self.channel_guided else None)
         if self.spatial is not None:
-            pixels = self.spatial(f, embedded if self.spatial_guided else None, work)
+            pixels = self.spatial(f, embedded if self.spatial_guided else None, guide.places, work)
         weight = self.fuse.weight
 
         def act(strip: Strip) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, relu
 
-from restorekit_ptgrm.guidance import GuidedConvolution, PositionEmbedding, PriorEmbedding, activated
+from restorekit_ptgrm.guidance import Guide, GuidedConvolution, PositionEmbedding, PriorEmbedding, activated
 from restorekit_ptgrm.strips import Strip, Work, row_bytes
 from restorekit_ptgrm.transformer import TransformerBlock
 
@@ -99,16 +99,16 @@ class SpatialVaryingEnhancement(nn.Module):
         self.long = nn.ModuleList(TransformerBlock(features) for _ in range(blocks))
 
     def forward(
-        self, f: Tensor, prior: Tensor, degraded: Tensor | None, work: Work
+        self, f: Tensor, guide: Guide, degraded: Tensor | None, work: Work
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, D, h, w), the prior (B, F) -> features (B, D, h, w), and M (B, 1, h, w) where there is a map.
+        """(B, D, h, w) -> features (B, D, h, w), and M (B, 1, h, w) where there is a map.
 
         ``degraded`` (B, C, H, W) is what the signal-to-noise map is taken from.
         """
         far = f
         for block in self.long:
             far = block(far, work)
-        score = self._score(f, prior, degraded, work)
+        score = self._score(f, guide, degraded, work)
         near_weight = self.short.first.weight
 
         def mixed(strip: Strip) -> Tensor:
@@ -121,17 +121,17 @@ class SpatialVaryingEnhancement(nn.Module):
 
         return work.map(mixed, f.shape[2], row_bytes(f, 5 * f.shape[1]), f.device), score
 
-    def _score(self, f: Tensor, prior: Tensor, degraded: Tensor | None, work: Work) -> Tensor | None:
+    def _score(self, f: Tensor, guide: Guide, degraded: Tensor | None, work: Work) -> Tensor | None:
         if self.range_map == "snr":
             assert degraded is not None
             return signal_to_noise(degraded, f.shape[2], f.shape[3]).to(f.dtype)
         if self.score is None:
             return None
         net, (height, width) = self.score, f.shape[2:]
-        first = net.first.prepared(height, width, net.prior(prior))
+        first = net.first.prepared(height, width, net.prior(guide.prior))
 
         def act(strip: Strip) -> Tensor:
-            position = net.position(strip, width, 2) if net.position else None
+            position = net.position(strip, width, 2, guide.places) if net.position else None
             hidden = first(strip.read(f, 2, net.first.weight), position, strip.rows(2))
             return torch.sigmoid(strip.trim(net.last(activated(strip.trim(hidden, 2, 1))), 1))
 

@@ -6,14 +6,43 @@ Shapes as in the package's docstring; rows is the height of a strip with its hal
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, leaky_relu
+from torch.nn.functional import conv2d, grid_sample, interpolate, leaky_relu
 
 from restorekit_ptgrm.strips import Strip
 
 SLOPE = 0.1
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What guides the features of a batch.
+
+    Attributes:
+        prior: of the images (B, F), scaled.
+        dense: its map of the images, where that is used.
+        places: where the features lie in the images, (B, 4): top, left, bottom, right as shares of height and
+            width; None where they are the whole of them.
+    """
+
+    prior: Tensor
+    dense: Tensor | None = None
+    places: Tensor | None = None
+
+    def cut(self, dense: Tensor, height: int, width: int) -> Tensor:
+        """(B, D, h', w') of the images -> (B, D, height, width), what it says at the features' pixels."""
+        if self.places is None:
+            return interpolate(dense, (height, width), mode="bilinear", align_corners=False)
+        down, across = (
+            2 * _centres(self.places[:, side], self.places[:, side + 2], count) - 1
+            for side, count in enumerate((height, width))
+        )
+        shape = (len(dense), height, width)
+        grid = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1)
+        return grid_sample(dense, grid.to(dense), padding_mode="border", align_corners=False)
 
 
 def activated(x: Tensor) -> Tensor:
@@ -63,20 +92,25 @@ class PositionEmbedding(nn.Module):
         self.first = nn.Conv2d(2, features, 3, padding=1, bias=False)
         self.second = nn.Conv2d(features, features, 1, bias=False)
 
-    def forward(self, strip: Strip, width: int, halo: int) -> Tensor:
-        """Return the rows of a strip (1, D, rows, w), with their halo."""
-        weight = self.first.weight
+    def forward(self, strip: Strip, width: int, halo: int, places: Tensor | None) -> Tensor:
+        """Return the rows of a strip with their halo, (1, D, rows, w), or (B, D, rows, w) for as many places.
+
+        Beside a part of an image its neighbours' coordinates are seen, beside the image zeros.
+        """
+        weight, rows = self.first.weight, strip.rows(halo)
         # Half precision cannot tell neighbouring rows of a large image apart.
-        down, across = (
-            torch.linspace(
-                -1, 1, side, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32)
-            )
-            for side in (strip.height, width)
-        )
-        down = down[strip.rows(halo + 1)]
-        grid = torch.stack(torch.meshgrid(down, across, indexing="ij"))[None].to(weight.dtype)
-        grid = grid.contiguous(memory_format=torch.channels_last)
-        return pointwise(activated(strip.trim(self.first(grid), halo + 1, halo)), self.second.weight)
+        if places is None:
+            places = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
+        places = places.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+        down, within = _coordinates(places[:, 0], places[:, 2], strip.height)
+        across, between = _coordinates(places[:, 1], places[:, 3], width)
+        # With a neighbour above and below.
+        down, within = (values[:, rows.start : rows.stop + 2, None] for values in (down, within))
+        shape = (-1, -1, down.shape[1], across.shape[1])
+        grid = torch.cat([down[:, None].expand(shape), across[:, None, None].expand(shape)], 1)
+        grid = grid * (within[:, None] & between[:, None, None])
+        grid = grid.to(weight.dtype).contiguous(memory_format=torch.channels_last)
+        return pointwise(activated(conv2d(grid, weight)), self.second.weight)
 
 
 class GuidedConvolution(nn.Module):
@@ -136,6 +170,25 @@ class GuidedConvolution(nn.Module):
             return y
 
         return act
+
+
+def _centres(start: Tensor, stop: Tensor, count: int, beyond: int = 0) -> Tensor:
+    """Return centres of pixels from ``start`` to ``stop`` (B), and of some beyond: (B, count + 2 beyond)."""
+    step = (stop - start) / count
+    index = torch.arange(-beyond, count + beyond, device=start.device, dtype=start.dtype)
+    return start[:, None] + (index + 0.5) * step[:, None]
+
+
+def _coordinates(start: Tensor, stop: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return coordinates of pixels and of a neighbour at either end, and whether it is in the image.
+
+    Both are (B, count + 2). Coordinates go from -1 at the first pixel of the image to 1 at its last.
+    """
+    centres = _centres(start, stop, count, 1)
+    # Pixels of the whole image.
+    total = (count / (stop - start))[:, None]
+    coordinates = (2 * centres - 1) * total / (total - 1)
+    return torch.where(total > 1.5, coordinates, -1.0), (centres > 0) & (centres < 1)
 
 
 def _joined(x: Tensor, position: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, normalize
+from torch.nn.functional import conv2d, normalize
 
 from restorekit.contracts import Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner, one_view
 from restorekit.errors import ContractError
@@ -21,6 +21,7 @@ from restorekit.tiling import pad_to_multiple
 from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
 from restorekit_ptgrm.ends import FeatureDecoder, FeatureEncoder, ImageDecoder, ImageEncoder
 from restorekit_ptgrm.enhancement import Gate, RangeMap, SpatialVaryingEnhancement
+from restorekit_ptgrm.guidance import Guide
 from restorekit_ptgrm.strips import Strip, Work, exact
 
 Head = Literal["paper", "release"]
@@ -82,6 +83,7 @@ class PTGRM(Refiner):
     size_multiple = 4
     padding = "reflect"
     in_parts = True
+    placed = True
 
     def __init__(
         self,
@@ -188,15 +190,18 @@ class PTGRM(Refiner):
             known["latent_features"] = backbone.latent_features
         return {**known, **params}
 
-    def forward(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> Tensor:
+    def forward(
+        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, places: Tensor | None = None
+    ) -> Tensor:
         """(B, C, H, W) twice and the prior of the degraded one -> (B, C, H, W); any size.
 
-        Of two views the degraded image has six channels, the restored one and the result three.
+        Of two views the degraded image has six channels, the restored one and the result three. The prior of
+        windows is that of their images, in which they lie at ``places``; sums are taken over each window.
 
         Raises:
             ContractError: the prior or the images are not those that it was built for.
         """
-        return self._refined(degraded, restored, prior, Work.on(self._anchor.device))
+        return self._refined(degraded, restored, prior, Work.on(self._anchor.device), places)
 
     def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
         """Return what ``forward`` returns, with about ``tile * tile`` pixels at a time on the device.
@@ -215,7 +220,7 @@ class PTGRM(Refiner):
         with torch.no_grad():
             degraded, restored, (height, width) = self._padded(degraded, restored)
             work = Work.on(self._anchor.device)
-            f, maps = self._latent(degraded, restored, prior, work)
+            f, maps = self._latent(degraded, restored, self._guide(prior, None), work)
             values: Tensor = self.decoder(f, work, lambda values, strip: values)
             values = values[..., :height, :width]
         if self.head == "paper":
@@ -231,11 +236,16 @@ class PTGRM(Refiner):
         """
         return RefinedBackbone(backbone, self, prior)
 
-    def refine_latent(self, latent: Tensor, prior: PriorFeatures) -> tuple[Tensor, dict[str, Tensor]]:
-        """(B, L, h, w), the prior of the degraded image -> (B, L, h, w), and the maps that were used."""
+    def refine_latent(
+        self, latent: Tensor, prior: PriorFeatures, places: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, L, h, w), the prior of the degraded image -> (B, L, h, w), and the maps that were used.
+
+        ``places`` are those of ``forward``.
+        """
         latent = latent.detach() if self.detach else latent
-        guide, dense = self._guide(prior)
-        f, maps = self._guided(self.encoder(latent), guide, dense, None, Work.on(self._anchor.device))
+        guide, work = self._guide(prior, places), Work.on(self._anchor.device)
+        f, maps = self._guided(self.encoder(latent), guide, None, work)
         mask, residual = torch.split(self.decoder(f), [1, latent.shape[1]], 1)
         # One is added, so that a network whose last layer is zero is exactly the identity.
         return torch.addcmul(latent, latent, mask) + residual, {**maps, "m": 1 + mask, "r": residual}
@@ -261,14 +271,21 @@ class PTGRM(Refiner):
         )
         return degraded, restored, (height, width)
 
-    def _refined(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work) -> Tensor:
+    def _refined(
+        self,
+        degraded: Tensor,
+        restored: Tensor,
+        prior: PriorFeatures,
+        work: Work,
+        places: Tensor | None = None,
+    ) -> Tensor:
         if self.level == "feature":
             raise ContractError(
                 "ptgrm of level 'feature' works inside a backbone, not on its result", "use attach()"
             )
         degraded, restored, (height, width) = self._padded(degraded, restored)
         restored = restored.detach() if self.detach else restored
-        f, _ = self._latent(degraded, restored, prior, work)
+        f, _ = self._latent(degraded, restored, self._guide(prior, places), work)
         degraded = one_view(degraded)
 
         def finish(values: Tensor, strip: Strip) -> Tensor:
@@ -284,32 +301,31 @@ class PTGRM(Refiner):
         return refined.to(degraded.device)[..., :height, :width]
 
     def _latent(
-        self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work
+        self, degraded: Tensor, restored: Tensor, guide: Guide, work: Work
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        guide, dense = self._guide(prior)
         f = self.encoder(restored, degraded, work)
-        return self._guided(f, guide, dense, one_view(degraded), work)
+        return self._guided(f, guide, one_view(degraded), work)
 
     def _guided(
-        self, f: Tensor, guide: Tensor, dense: Tensor | None, degraded: Tensor | None, work: Work
+        self, f: Tensor, guide: Guide, degraded: Tensor | None, work: Work
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, D, h, w) -> (B, D, h, w), and the maps that it was made with."""
         if self.concatenated is not None:
             parts = [f.shape[1], self.concatenated.in_channels - f.shape[1]]
             of_map, of_prior = torch.split(self.concatenated.weight, parts, 1)
-            given = guide[:, :, None, None] if dense is None else dense
             # Projecting before enlarging gives the same: both are linear, and one acts on pixels alone.
-            added = conv2d(given, of_prior)
-            if dense is not None:
-                added = interpolate(added, f.shape[2:], mode="bilinear", align_corners=False)
-            f = conv2d(f.to(guide), of_map).add(added).to(f.device)
+            if guide.dense is None:
+                added = conv2d(guide.prior[:, :, None, None], of_prior)
+            else:
+                added = guide.cut(conv2d(guide.dense, of_prior), *f.shape[2:])
+            f = conv2d(f.to(guide.prior), of_map).add(added).to(f.device)
         f, score = self.enhancement(f, guide, degraded, work)
         f, channels, pixels = self.attention(f, guide, work)
         maps = {"M": score, "M_c": channels, "M_s": pixels}
         return f, {name: value for name, value in maps.items() if value is not None}
 
-    def _guide(self, prior: PriorFeatures) -> tuple[Tensor, Tensor | None]:
-        """Return the prior (B, F) at unit length, and its dense map where that is used."""
+    def _guide(self, prior: PriorFeatures, places: Tensor | None) -> Guide:
+        """Return the prior at unit length, and its dense map where that is used."""
         weight = self._anchor
         if prior.glob.shape[-1] != self.prior_features:
             raise ContractError(
@@ -319,14 +335,14 @@ class PTGRM(Refiner):
             )
         guide = normalize(prior.glob.to(weight.device, exact(weight)), dim=1) * self.prior_scale
         if self.concatenation != "map":
-            return guide.to(weight.dtype), None
+            return Guide(guide.to(weight.dtype), None, places)
         found = None if prior.dense is None else prior.dense.shape[1]
         if prior.dense is None or found != self.dense_features:
             raise ContractError(
                 f"ptgrm was built for {self.dense_features} dense features, this prior has {found}",
                 "use the prior that it was trained with",
             )
-        return guide.to(weight.dtype), prior.dense.to(weight)
+        return Guide(guide.to(weight.dtype), prior.dense.to(weight), places)
 
     def _start_as_identity(self) -> None:
         last = self.decoder.last
@@ -392,11 +408,17 @@ class RefinedBackbone(GuidedBackbone):
         self.channels, self.out_channels = backbone.channels, backbone.out_channels
         self.overlap, self.precisions = backbone.overlap, backbone.precisions
         self._told: PriorFeatures | None = None
+        self._places: Tensor | None = None
 
-    def under(self, features: PriorFeatures) -> RefinedBackbone:
-        """Return this network told what the prior says of one image, of which it will be given tiles."""
+    def under(self, features: PriorFeatures, places: Tensor | None = None) -> RefinedBackbone:
+        """Return this network told what the prior says of images, of which it will be given windows.
+
+        Args:
+            features: of one image, or of each in a batch.
+            places: where the windows lie, as in ``PTGRM.forward``; by default they are the whole images.
+        """
         told = copy.copy(self)
-        told._told = features
+        told._told, told._places = features, places
         return told
 
     def forward(self, degraded: Tensor) -> Tensor:
@@ -411,18 +433,19 @@ class RefinedBackbone(GuidedBackbone):
     def training_outputs(self, degraded: Tensor) -> tuple[Tensor, Tensor]:
         """Return the image of the refined features, and that of the backbone's own (eq. 8)."""
         latent, rest = self.backbone.encode(degraded)
-        refined, _ = self.refiner.refine_latent(latent, self._described(degraded))
+        refined, _ = self.refiner.refine_latent(latent, self._described(degraded), self._places)
         return self.backbone.decode(refined, rest), self.backbone.decode(latent, rest)
 
     def maps(self, degraded: Tensor) -> dict[str, Tensor]:
         """Return M, M_c, M_s as ``PTGRM.maps`` does, mask m (B, 1, h, w) and residual r (B, L, h, w)."""
         with torch.no_grad():
             latent, _ = self.backbone.encode(degraded)
-            return self.refiner.refine_latent(latent, self._described(degraded))[1]
+            return self.refiner.refine_latent(latent, self._described(degraded), self._places)[1]
 
     def _act(self, degraded: Tensor, described: PriorFeatures) -> Tensor:
         latent, rest = self.backbone.encode(degraded)
-        return self.backbone.decode(self.refiner.refine_latent(latent, described)[0], rest)
+        refined, _ = self.refiner.refine_latent(latent, described, self._places)
+        return self.backbone.decode(refined, rest)
 
     def _described(self, degraded: Tensor) -> PriorFeatures:
         if self._told is not None:

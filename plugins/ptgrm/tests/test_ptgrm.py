@@ -13,6 +13,7 @@ from restorekit.errors import ContractError
 from restorekit.memory import _meta_twin, _peak_bytes, memory_per_pixel
 from restorekit.testing import check_refiner
 from restorekit_ptgrm.attention import by_taps, dynamic_convolution
+from restorekit_ptgrm.guidance import Guide
 from restorekit_ptgrm.network import PTGRM
 from restorekit_ptgrm.release import turn_gate
 from restorekit_ptgrm.strips import Strip, Work
@@ -256,7 +257,7 @@ def test_range_map_chooses_the_branch(gate, high):
     low = ({"near", "far"} - {high}).pop()
     for value, branch in ((40.0, high), (-40.0, low)):
         hook = network.enhancement.score.last.register_forward_hook(always(value))
-        mixed, _ = network.enhancement(f, torch.rand(1, 16), None, work)
+        mixed, _ = network.enhancement(f, Guide(torch.rand(1, 16)), None, work)
         hook.remove()
         torch.testing.assert_close(mixed, branches[branch])
 
@@ -333,9 +334,9 @@ def test_kernels_of_some_rows_at_a_time_are_those_of_all():
     network, f = built().double().attention, torch.rand(1, 16, 20, 24, dtype=torch.float64)
     embedded = network.prior(torch.rand(1, 16, dtype=torch.float64))
     with torch.no_grad():
-        whole = network.spatial.filtered(f, embedded, Work())
+        whole = network.spatial.filtered(f, embedded, None, Work())
         for budget in (1, 200_000, 10**9):
-            rows = network.spatial.filtered(f, embedded, Work(budget))
+            rows = network.spatial.filtered(f, embedded, None, Work(budget))
             torch.testing.assert_close(rows, whole, atol=1e-12, rtol=0)
 
 
@@ -380,7 +381,7 @@ def test_prior_of_unit_scale_has_values_of_one_whatever_its_width():
     for features in (16, 64):
         network = built(prior_features=features, prior_scale="unit")
         assert network.prior_scale == features**0.5
-        guide, _ = network._guide(given(features=features)[2])
+        guide = network._guide(given(features=features)[2], None).prior
         assert guide.square().mean().sqrt() == pytest.approx(1)
 
 
