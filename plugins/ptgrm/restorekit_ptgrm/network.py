@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d, normalize
 
 from restorekit.contracts import Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner, one_view
 from restorekit.errors import ContractError
-from restorekit.tiling import pad_to_multiple
+from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
 from restorekit_ptgrm.ends import FeatureDecoder, FeatureEncoder, ImageDecoder, ImageEncoder
 from restorekit_ptgrm.enhancement import Gate, RangeMap, SpatialVaryingEnhancement
@@ -37,6 +37,8 @@ _WIDE_PRIOR, _MOST = 1024, 1_000_000
 # sigmoid(4) is 0.98: the mask starts by trusting the restored image.
 _TRUST = 4.0
 _BYTES_PER_PIXEL = 128
+# Smaller windows would be mostly overlap.
+_LEAST_WINDOW = 32
 
 
 class PTGRM(Refiner):
@@ -72,6 +74,10 @@ class PTGRM(Refiner):
         dense_features: of the dense map.
         prior_scale: factor on the prior, 1 in the published code; ``unit``, the square root of F, gives its
             values a root mean square of one, whatever F is.
+        window: at inference, take sums over windows of this side in pixels, each at its place, and blend
+            them; 0 for the whole image. For weights trained on patches, whose sums were those of patches
+            (after Chu et al., Improving Image Restoration by Revisiting Global Information Aggregation, ECCV
+            2022).
         detach: keep the gradient of the refined image from the backbone.
         level: ``image``, or ``feature`` for the deepest features of a backbone.
         latent_features: how many these are.
@@ -104,6 +110,7 @@ class PTGRM(Refiner):
         concatenation: Concatenation = "none",
         dense_features: int = 0,
         prior_scale: float | Unit = 1.0,
+        window: int = 0,
         detach: bool = False,
         level: Level = "image",
         latent_features: int | None = None,
@@ -132,6 +139,10 @@ class PTGRM(Refiner):
             "concatenation 'map' and dense_features go together",
         )
         _require(
+            window == 0 or window >= _LEAST_WINDOW, f"window is {window}, not 0 or at least {_LEAST_WINDOW}"
+        )
+        _require(level == "image" or window == 0, "window is for images, level is 'feature'")
+        _require(
             level == "image" or latent_features is not None,
             "level 'feature' needs latent_features, those that the backbone declares",
         )
@@ -147,6 +158,7 @@ class PTGRM(Refiner):
             _check_words(prior_scale=(prior_scale, Unit))
             prior_scale = math.sqrt(prior_features)
         self.prior_scale, self.detach, self.concatenation = prior_scale, detach, concatenation
+        self.window = window
         self.inside, self.latent_features = level == "feature", latent_features
         given = {"none": 0, "vector": prior_features, "map": dense_features}[concatenation]
         self.concatenated = _joining(width, given) if given else None
@@ -201,15 +213,21 @@ class PTGRM(Refiner):
         Raises:
             ContractError: the prior or the images are not those that it was built for.
         """
-        return self._refined(degraded, restored, prior, Work.on(self._anchor.device), places)
+        work = Work.on(self._anchor.device)
+        if self.window and places is None and not self.training:
+            return self._in_windows(degraded, restored, prior, work)
+        return self._refined(degraded, restored, prior, work, places)
 
     def refine_in_parts(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, tile: int) -> Tensor:
         """Return what ``forward`` returns, with about ``tile * tile`` pixels at a time on the device.
 
         Images and maps lie where ``degraded`` lies. Sums over the image are taken part by part, exactly.
         """
+        work = Work(tile * tile * _BYTES_PER_PIXEL)
         with torch.no_grad():
-            return self._refined(degraded, restored, prior, Work(tile * tile * _BYTES_PER_PIXEL))
+            if self.window:
+                return self._in_windows(degraded, restored, prior, work)
+            return self._refined(degraded, restored, prior, work)
 
     def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> dict[str, Tensor]:
         """Return the paper's maps, those that this network has.
@@ -299,6 +317,24 @@ class PTGRM(Refiner):
 
         refined: Tensor = self.decoder(f, work, finish)
         return refined.to(degraded.device)[..., :height, :width]
+
+    def _in_windows(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work) -> Tensor:
+        degraded, restored, size = self._padded(degraded, restored)
+        height, width = degraded.shape[2:]
+        # The tiles of this map say where they lie.
+        down = (torch.arange(height, device=degraded.device) / height)[:, None].expand(-1, width)
+        across = (torch.arange(width, device=degraded.device) / width).expand(height, -1)
+        begins = torch.stack([down, across])[None].double()
+
+        def act(degraded: Tensor, restored: Tensor, begins: Tensor) -> Tensor:
+            start = begins[:, :, 0, 0]
+            side = start.new_tensor([begins.shape[2] / height, begins.shape[3] / width])
+            places = torch.cat([start, start + side], 1).expand(len(degraded), -1)
+            return self._refined(degraded, restored, prior, work, places)
+
+        tiler, multiple = Tiler(self.window, self.window // 4), self.size_multiple
+        refined = tiler(act, degraded, restored, begins, multiple=multiple, channels=self.parts[1])
+        return refined[..., : size[0], : size[1]]
 
     def _latent(
         self, degraded: Tensor, restored: Tensor, guide: Guide, work: Work

@@ -500,6 +500,8 @@ def test_what_does_not_fit_is_named():
         ({"mask_channels": 2}, "mask_channels is 2"),
         ({"prior_scale": "units"}, "prior_scale is 'units'"),
         ({"head": "papr"}, "head is 'papr', not one of: paper, release"),
+        ({"window": 16}, "window is 16, not 0 or at least 32"),
+        ({"window": 64, "level": "feature", "latent_features": 8}, "window is for images"),
         ({"level": "feature"}, "needs latent_features"),
         ({"concatenation": "map"}, "go together"),
         ({"prior_features": 0}, "positive"),

@@ -9,6 +9,7 @@ from test_ptgrm_training import training
 
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import TrainingError
+from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit.training.build import build_networks
 from restorekit.training.loop import prepare
 from restorekit_ptgrm.guidance import Guide, PositionEmbedding
@@ -82,6 +83,42 @@ def test_inside_a_window_features_are_those_of_the_image():
     torch.testing.assert_close(part[inner], expected)
     assert (lost[inner] - expected).abs().max() > 1e-4
     assert maps["M"].std() > 0
+
+
+def test_sums_are_taken_over_windows_where_that_is_asked_for():
+    images = doubled(given(height=64, width=64))
+    whole, small = built().double(), built(window=64).double()
+    # An image that is not larger is one window.
+    torch.testing.assert_close(small(*images), whole(*images))
+    degraded, restored, prior = doubled(given(height=90, width=150))
+    local = built(window=48).double()
+    refined = local(degraded, restored, prior)
+    assert refined.shape == degraded.shape
+    assert (refined - whole(degraded, restored, prior)).abs().max() > 1e-3
+    # The first window is cut at a twelfth of its side from what is blended.
+    tiles = Tiler(48, 12).windows(92, 152, 4)
+    (rows, columns), padded = (
+        tiles[0],
+        (pad_to_multiple(image, 4, "reflect") for image in (degraded, restored)),
+    )
+    place = torch.tensor([[0, 0, rows.stop / 92, columns.stop / 152]], dtype=torch.float64)
+    first = whole(*(image[:, :, rows, columns] for image in padded), prior, place)
+    inner = (..., slice(0, rows.stop - 12), slice(0, columns.stop - 12))
+    torch.testing.assert_close(refined[inner], first[inner])
+    parts = local.refine_in_parts(degraded, restored, prior, 32)
+    torch.testing.assert_close(parts, refined)
+    # What is trained is what there is.
+    local.train()
+    torch.testing.assert_close(local(degraded, restored, prior), whole(degraded, restored, prior))
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_windows_of_gray_images_and_of_two_views_have_their_channels(channels):
+    network = built(channels=channels, window=32)
+    restored = 1 if channels == 1 else 3
+    images = torch.rand(2, channels, 50, 41), torch.rand(2, restored, 50, 41)
+    with torch.no_grad():
+        assert network(*images, given(batch=2)[2]).shape == (2, restored, 50, 41)
 
 
 LEVELS = {
