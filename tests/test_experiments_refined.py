@@ -295,6 +295,31 @@ def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
     assert single[0] == "|  | 15 | SSIM | over alone | parameters added | seeds |"
 
 
+def test_rows_begin_from_nothing_where_that_is_asked_for(document, tmp_path):
+    kept, fresh = (
+        {job.name: job for job in experiment(document, tmp_path, task="noise", fresh=wanted).jobs()}
+        for wanted in (False, True)
+    )
+    name = "noise: with eyes, seed 0"
+    assert kept[name].spec.backbone.weights.endswith("base/weights.safetensors")
+    assert fresh[name].spec.backbone.weights is None
+    assert fresh[name].spec.trained_parts == ("refiner", "backbone")
+    longer = fresh["noise: backbone, trained longer, seed 1"]
+    assert isinstance(longer, Later)
+    with pytest.raises(ConfigError, match="knows nothing"):
+        experiment(document, tmp_path, fresh=True, refined={**document["refined"], "trained": ["refiner"]})
+
+
+def test_rows_that_began_from_nothing_are_made_and_say_so(document, tmp_path):
+    one = {"eyes": {**document["rows"]["eyes"], "seeds": [0]}}
+    changes = {"rows": one, "silent": None, "longer": {"like": "eyes"}, "task": "noise"}
+    made = experiment(document, tmp_path, fresh=True, **changes)
+    run_all(made.jobs(), silent)
+    table = made.made().tables["noise"]
+    assert "Rows, from nothing: 2 steps of backbone and refiner" in table and "From it on" not in table
+    assert read_run(tmp_path / "noise" / "longer-0").spec.backbone.weights is None
+
+
 class Seeing(Prior):
     """A convolution, and its mean."""
 

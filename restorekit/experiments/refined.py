@@ -153,7 +153,9 @@ class RefinedExperiment:
         return Training(f"{task}: {_TITLES[BASE]}", spec, self.folder / task / BASE, self.device)
 
     def _backbone(self, task: str) -> dict[str, Any]:
-        """Return the backbone that everything else goes on from."""
+        """Return the backbone that everything else goes on from, or begins with as the one alone did."""
+        if self.spec.fresh:
+            return self.spec.backbone.model_dump()
         return {**self.spec.backbone.model_dump(), "weights": str(self._base(task).result)}
 
     def _refined_spec(self, task: str, row: str, seed: int, **filled: Any) -> TrainSpec:
@@ -342,10 +344,15 @@ class RefinedExperiment:
         text = (
             f"PSNR in dB and SSIM, mean over {some['images']} images of {Path(asked.data).name} (whole "
             f"images, RGB, 8-bit, protocol `{_PROTOCOL}`, seed {asked.seed}). Data sha256 "
-            f"`{some['dataset_sha256'][:16]}`. The backbone: {base.steps:,} steps, seed {base.seed}, trained "
-            f"once for all rows. From it on: {refined.steps:,} steps of {both}, by the seed that draws the "
-            f"refiner and the patches; ± is the sample deviation over seeds."
+            f"`{some['dataset_sha256'][:16]}`. The backbone: {base.steps:,} steps, seed {base.seed}"
         )
+        begin, drawn = (
+            (". Rows, from nothing:", "backbone, refiner and patches")
+            if self.spec.fresh
+            else (", trained once for all rows. From it on:", "the refiner and the patches")
+        )
+        text += f"{begin} {refined.steps:,} steps of {both}, by the seed that draws {drawn}"
+        text += "; ± is the sample deviation over seeds."
         if self.spec.silent:
             text += " Over silent: the difference to the run of the same seed whose prior says nothing."
         if any("apart" in self._ways(row) for row in self._rows):

@@ -75,9 +75,9 @@ class RefinedTaskSpec(Spec):
 class RefinedSpec(Spec):
     """Refiners behind one backbone under several priors, beside what the same compute makes of it alone.
 
-    For each task the backbone is trained once; every row goes on from its weights. Runs are those of
-    `restorekit train`: what stands under ``base`` and ``refined``, over what stands under ``common``, under
-    what the task says, are keys of their configs. The rest is filled in.
+    For each task the backbone is trained once; every row goes on from its weights, unless ``fresh``. Runs
+    are those of `restorekit train`: what stands under ``base`` and ``refined``, over what stands under
+    ``common``, under what the task says, are keys of their configs. The rest is filled in.
     """
 
     description: str = ""
@@ -87,6 +87,11 @@ class RefinedSpec(Spec):
     data: DataSpec
     common: Mapping[str, Any] = Field(default={}, description="keys of every run")
     base: Mapping[str, Any] = Field(description="keys of the backbone's own run")
+    fresh: bool = Field(
+        default=False,
+        description="rows, and the backbone trained longer, begin from nothing as the backbone alone does:"
+        " joint training from the start",
+    )
     refined: Mapping[str, Any] = Field(
         description="keys of the runs with a refiner; unless it says trained, the backbone is trained too"
     )
@@ -104,6 +109,11 @@ class RefinedSpec(Spec):
         _check_names("tasks", self.tasks)
         for name, task in self.tasks.items():
             _check_names(f"tasks.{name}.columns", task.columns)
+        if self.fresh and "backbone" not in self.refined.get("trained", ["backbone"]):
+            raise wrong(
+                "fresh begins with a backbone that knows nothing, and refined.trained leaves it so",
+                "leave out refined.trained, or fresh",
+            )
         for name in (BASE, LONGER):
             if name in self.rows:
                 raise wrong(f"a row cannot be called {name}, there is one already", "rename it")
