@@ -116,14 +116,19 @@ def check_refiner(cls: type[Refiner], prior: Prior | None = None, /, **params: A
         for height, width in _sizes(refiner.size_multiple):
             images = _images(channels, height, width)
             _check_images(name, refiner, lambda x: run(refiner, x), images, 1, refiner.out_channels)
+            image, restored = images[:1], 0.9 * one_view(images[:1])
+            guidance = _guidance(guide, one_view(image).expand(-1, 3, -1, -1))
             if refiner.in_parts:
-                image, restored = images[:1], 0.9 * one_view(images[:1])
-                guidance = _guidance(guide, one_view(image).expand(-1, 3, -1, -1))
-                parts = refiner.refine_in_parts(image, restored, guidance, 8)
                 _require_close(
-                    parts,
+                    refiner.refine_in_parts(image, restored, guidance, 8),
                     refiner(image, restored, guidance),
                     f"{name}.refine_in_parts does not act like it",
+                )
+            if refiner.placed:
+                _require_close(
+                    refiner(image, restored, guidance, torch.tensor([[0.0, 0.0, 1.0, 1.0]])),
+                    refiner(image, restored, guidance),
+                    f"{name} takes the place of the whole image for another one",
                 )
         image = torch.rand(1, channels, *_sizes(refiner.size_multiple)[0])
         _check_state(cls, params, refiner, lambda network: run(network, image))

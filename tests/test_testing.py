@@ -325,6 +325,16 @@ class ForgetfulRefiner(Tinting):
         return restored * self.gain
 
 
+class MisplacedRefiner(Tinting):
+    """Counts from another corner than everybody else."""
+
+    placed = True
+
+    def forward(self, degraded, restored, prior, places=None):
+        tinted = super().forward(degraded, restored, prior)
+        return tinted if places is None else tinted + 0.1 * places[:, 2, None, None, None]
+
+
 def test_an_honest_refiner_passes():
     check_refiner(Tinting)
     check_refiner(Tinting, prior_features=5)
@@ -339,6 +349,7 @@ def test_an_honest_refiner_passes():
         (CroppingRefiner, r"returns \(2, 3, 24, 24\) for \(2, 3, 24, 25\)"),
         (FirstOfBatch, "items of a batch depend on each other"),
         (ForgetfulRefiner, "gives another output"),
+        (MisplacedRefiner, "takes the place of the whole image for another one"),
     ],
 )
 def test_a_broken_promise_of_a_refiner_is_named(cls, promise):
