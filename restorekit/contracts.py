@@ -152,7 +152,7 @@ class GuidedBackbone(Backbone):
 
     @abstractmethod
     def under(self, features: PriorFeatures, places: Tensor | None = None) -> Backbone:
-        """Return this network told what the prior says of one image; weights are shared, nothing changes.
+        """Return this network told what the prior says of images; weights are shared, nothing changes.
 
         Args:
             features: of one image, or of each in a batch.

@@ -70,6 +70,7 @@ class Tiler:
     Args:
         size: side of a tile in pixels, at least twice the overlap; 0 for the whole image.
         overlap: pixels that neighbouring tiles share at least.
+        keep: tiles are as large as ``size`` says, and share more: for a function that needs so much to see.
 
     Raises:
         ConfigError: the size is too small for the overlap, or one is negative.
@@ -77,6 +78,7 @@ class Tiler:
 
     size: int = 0
     overlap: int = 32
+    keep: bool = False
 
     def __post_init__(self) -> None:
         if self.overlap < 0:
@@ -185,7 +187,7 @@ class Tiler:
         if self.size == 0 or size >= units:
             return [(0, units * multiple)]
         tiles = -(-(units - overlap) // (size - overlap))
-        side = -(-(units + (tiles - 1) * overlap) // tiles)
+        side = size if self.keep else -(-(units + (tiles - 1) * overlap) // tiles)
         starts = [(units - side) * i // (tiles - 1) for i in range(tiles)]
         return [(start * multiple, (start + side) * multiple) for start in starts]
 

@@ -77,6 +77,15 @@ def test_tiles_shrink_to_what_their_number_needs():
     assert computed / (720 * 1280) < 1.31
 
 
+def test_tiles_keep_their_size_where_that_is_asked_for_and_share_more():
+    tiler = Tiler(64, 16, keep=True)
+    windows = tiler.windows(92, 150, 4)
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in windows} == {(64, 64)}
+    assert windows[0] == (slice(0, 64), slice(0, 64)) and windows[-1] == (slice(28, 92), slice(88, 152))
+    image = torch.rand(1, 2, 92, 150)
+    torch.testing.assert_close(tiler(lambda x: x + 1, image, multiple=4), image + 1)
+
+
 @pytest.mark.parametrize("size", [0, 64, 1000])
 def test_what_fits_one_tile_is_run_once_and_as_a_whole(size):
     x, seen, steps = image(64, 50), [], []

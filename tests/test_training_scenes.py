@@ -11,8 +11,8 @@ from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, TrainingError
 from restorekit.experiments.compute import Compute, cost_of
 from restorekit.registry import backbones, refiners
+from restorekit.training.build import build_networks
 from restorekit.training.data import Batches
-from restorekit.training.learner import Learner
 from restorekit.training.loop import prepare
 from restorekit.training.spec import StageSpec, TrainSpec
 from restorekit.training.trainee import RefinerTrainee
@@ -106,7 +106,6 @@ def test_every_part_of_a_batch_is_seen_with_its_scenes(folder, tmp_path, monkeyp
         run = prepare(spec, tmp_path / f"run-{count}")
         run.learner.learn(run.batches.batch(0, spec.stages[0]), 0)
         gradients.append(run.networks.trainee.refiner.tint.weight.grad.clone())
-        assert isinstance(run.learner, Learner)
     torch.testing.assert_close(gradients[0], gradients[1])
     run.train()
     assert run.progress.step == 2
@@ -121,6 +120,16 @@ def test_scenes_of_one_size_are_seen_without_what_fills_them_up(folder, tmp_path
         padded = trainee(degraded, None, scenes, places).images[0]
         plain = trainee(degraded, None, scenes[:, :, :32, :24], places).images[0]
     torch.testing.assert_close(padded, plain)
+
+
+def test_a_refiner_that_may_take_maps_is_refused_whole_photographs(folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(install(tmp_path)))
+    monkeypatch.setattr(refiners["touch"].load(), "dense_features", None)
+    stages = [{"steps": 2, "patch": 16, "batch": 4, "context": "whole"}]
+    with pytest.raises(TrainingError, match="Touch may take the prior's maps") as refused:
+        build_networks(refined(folder, stages=stages))
+    assert "dense_features = 0" in refused.value.hint
+    build_networks(refined(folder, stages=[{**stages[0], "context": 48}]))
 
 
 def test_blended_patches_are_no_part_of_a_scene(folder):

@@ -131,6 +131,8 @@ class Deaf(Edges):
 class Touch(Refiner):
     """A convolution of the restored image, and what the prior adds to it."""
 
+    dense_features = 0
+
     def __init__(self, prior_features: int):
         super().__init__()
         self.conv, self.tint = nn.Conv2d(3, 3, 1), nn.Linear(prior_features, 3)

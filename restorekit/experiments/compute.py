@@ -110,7 +110,7 @@ def cost_of(trainee: RefinerTrainee, side: int, window: int | None = None) -> Co
     """
     weight = next(trainee.refiner.parameters())
     patch = weight.new_full((1, trainee.channels, side, side), 0.5)
-    described = patch[:, :1, :1, :1].expand(-1, 3, window or side, window or side)
+    described = weight.new_full((1, 3, window or side, window or side), 0.5)
     prior = _operations(lambda: trainee.prior(described))
     # Of the patch the prior is asked here too, but that is not what is counted.
     small = _operations(lambda: trainee.prior(patch[:, :1].expand(-1, 3, -1, -1)))

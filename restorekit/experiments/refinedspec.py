@@ -109,7 +109,7 @@ class RefinedSpec(Spec):
         _check_names("tasks", self.tasks)
         for name, task in self.tasks.items():
             _check_names(f"tasks.{name}.columns", task.columns)
-        if self.fresh and "backbone" not in self.refined.get("trained", ["backbone"]):
+        if self.fresh and "backbone" not in (self.refined.get("trained") or ["backbone"]):
             raise wrong(
                 "fresh begins with a backbone that knows nothing, and refined.trained leaves it so",
                 "leave out refined.trained, or fresh",

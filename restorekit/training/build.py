@@ -171,6 +171,7 @@ def _check_trainee(trainee: Trainee, spec: TrainSpec) -> None:
         raise TrainingError(
             f"the network takes {trainee.channels} channels, photographs have 3", "name another network"
         )
+    trainee.check(spec.stages)
     for index, stage in enumerate(spec.stages):
         if stage.patch % trainee.size_multiple:
             fitting = -(-stage.patch // trainee.size_multiple) * trainee.size_multiple

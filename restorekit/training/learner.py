@@ -76,7 +76,7 @@ class Learner:
             self._optimizer.step()
             if self.average:
                 self.average.update(step)
-            # The only wait for the device in a step.
+            # The only wait for the device in a step, but for those of a refiner's prior.
             value, size = torch.stack((self.processes.mean(loss), norm)).tolist()
         return value, size
 

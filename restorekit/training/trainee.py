@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from restorekit.contracts import Adapter, Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner
 from restorekit.errors import TrainingError
 from restorekit.featurecache import CachedPrior
+from restorekit.training.spec import StageSpec
 
 # What the state of a refiner's training has beside its parts.
 _MEAN, _SEEN = "guidance.mean", "guidance.seen"
@@ -86,6 +87,9 @@ class Trainee(nn.Module, ABC):
     def tell(self, degraded: Tensor) -> Tensor | None:
         """(B, C, H, W) -> logits of the kinds of degradation (B, K); None where nothing tells them."""
         return None
+
+    def check(self, stages: Sequence[StageSpec]) -> None:
+        """Refuse stages that it cannot be trained in; by default none."""
 
     def freeze_the_rest(self) -> Self:
         """Leave gradients to the parts that are trained; what a part froze itself stays frozen."""
@@ -294,6 +298,26 @@ class RefinerTrainee(Trainee):
             self.seen += len(said.glob)
             self.mean.lerp_(said.glob.detach().to(self.mean).mean(0), len(said.glob) / self.seen)
 
+    def check(self, stages: Sequence[StageSpec]) -> None:
+        """Refuse windows that the refiner or what it makes of the backbone cannot be told of.
+
+        Raises:
+            TrainingError: it may take maps, which differ in size as photographs do; or it asks itself.
+        """
+        name = type(self.refiner).__name__
+        if self.refiner.dense_features != 0 and any(stage.context == "whole" for stage in stages):
+            raise TrainingError(
+                f"{name} may take the prior's maps, and those of photographs of different sizes are no batch",
+                "give stages.context in pixels; a refiner that takes no maps states dense_features = 0",
+            )
+        asks_itself = self.network is not None and not isinstance(self.network, GuidedBackbone)
+        if asks_itself and any(stage.within for stage in stages):
+            raise TrainingError(
+                f"what {name}.attach() returns is no GuidedBackbone, and asks its prior of patches, not of "
+                "what they are parts of",
+                "leave out stages.context",
+            )
+
     def _told(
         self,
         network: Backbone,
@@ -325,16 +349,8 @@ class RefinerTrainee(Trainee):
             (height, width) = sizes[0]
             return prior.guidance(scenes[:, :, :height, :width])
         scene = (one[None, :, :height, :width] for one, (height, width) in zip(scenes, sizes, strict=True))
-        each = [prior.guidance(one) for one in scene]
-        glob, first = torch.cat([one.glob for one in each]), each[0]
-        maps = [one.dense for one in each if one.dense is not None]
-        together = len({one.shape for one in maps}) == 1
-        if not together and self.refiner.dense_features:
-            raise TrainingError(
-                "the prior's maps of photographs of different sizes are no batch, and the refiner takes maps",
-                "give stages.context as a number of pixels",
-            )
-        return PriorFeatures(glob, torch.cat(maps) if together else None, first.stride)
+        # Maps of several sizes are no batch; ``check`` refused what takes them.
+        return PriorFeatures(torch.cat([prior.guidance(one).glob for one in scene]))
 
 
 def _shares(places: Tensor, size: Sequence[int]) -> Tensor:

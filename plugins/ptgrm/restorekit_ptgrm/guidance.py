@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, grid_sample, interpolate, leaky_relu
 
-from restorekit_ptgrm.strips import Strip
+from restorekit_ptgrm.strips import Strip, exact
 
 SLOPE = 0.1
 
@@ -42,7 +42,10 @@ class Guide:
         )
         shape = (len(dense), height, width)
         grid = torch.stack([across[:, None].expand(shape), down[:, :, None].expand(shape)], -1)
-        return grid_sample(dense, grid.to(dense), padding_mode="border", align_corners=False)
+        # Half precision cannot tell neighbouring pixels of a large image apart.
+        kind = exact(dense)
+        grid = grid.to(dense.device, kind)
+        return grid_sample(dense.to(kind), grid, padding_mode="border", align_corners=False).to(dense.dtype)
 
 
 def activated(x: Tensor) -> Tensor:
@@ -98,10 +101,9 @@ class PositionEmbedding(nn.Module):
         Beside a part of an image its neighbours' coordinates are seen, beside the image zeros.
         """
         weight, rows = self.first.weight, strip.rows(halo)
-        # Half precision cannot tell neighbouring rows of a large image apart.
         if places is None:
-            places = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
-        places = places.to(weight.device, torch.promote_types(weight.dtype, torch.float32))
+            places = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=weight.device)
+        places = places.to(weight.device, exact(weight))
         down, within = _coordinates(places[:, 0], places[:, 2], strip.height)
         across, between = _coordinates(places[:, 1], places[:, 3], width)
         # With a neighbour above and below.

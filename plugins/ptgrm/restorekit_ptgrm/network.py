@@ -5,7 +5,6 @@ Shapes as in the package's docstring.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -15,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, normalize
 
-from restorekit.contracts import Backbone, GuidedBackbone, Prior, PriorFeatures, Refiner, one_view
+from restorekit.contracts import Backbone, Prior, PriorFeatures, Refiner, one_view
 from restorekit.errors import ContractError
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit_ptgrm.attention import Attention, ChannelSpatialAttention
 from restorekit_ptgrm.ends import FeatureDecoder, FeatureEncoder, ImageDecoder, ImageEncoder
 from restorekit_ptgrm.enhancement import Gate, RangeMap, SpatialVaryingEnhancement
 from restorekit_ptgrm.guidance import Guide
+from restorekit_ptgrm.inside import RefinedBackbone
 from restorekit_ptgrm.strips import Strip, Work, exact
 
 Head = Literal["paper", "release"]
@@ -208,7 +208,8 @@ class PTGRM(Refiner):
         """(B, C, H, W) twice and the prior of the degraded one -> (B, C, H, W); any size.
 
         Of two views the degraded image has six channels, the restored one and the result three. The prior of
-        windows is that of their images, in which they lie at ``places``; sums are taken over each window.
+        windows is that of their images, in which they lie at ``places``; their sides are multiples of 4, and
+        sums are taken over each.
 
         Raises:
             ContractError: the prior or the images are not those that it was built for.
@@ -230,7 +231,7 @@ class PTGRM(Refiner):
             return self._refined(degraded, restored, prior, work)
 
     def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> dict[str, Tensor]:
-        """Return the paper's maps, those that this network has.
+        """Return the paper's maps, those that this network has, of the whole image.
 
         M (B, 1, h, w), what comes from near; M_c (B, D) and M_s (B, 1, h, w), attention to channels and to
         pixels; I_m (B, C or 1, H, W), what is kept of the restored image; I_r (B, C, H, W), what is added.
@@ -321,20 +322,17 @@ class PTGRM(Refiner):
     def _in_windows(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures, work: Work) -> Tensor:
         degraded, restored, size = self._padded(degraded, restored)
         height, width = degraded.shape[2:]
-        # The tiles of this map say where they lie.
-        down = (torch.arange(height, device=degraded.device) / height)[:, None].expand(-1, width)
-        across = (torch.arange(width, device=degraded.device) / width).expand(height, -1)
-        begins = torch.stack([down, across])[None].double()
+        tiler, multiple = Tiler(self.window, self.window // 4, keep=True), self.size_multiple
+        windows = iter(tiler.windows(height, width, multiple))
 
-        def act(degraded: Tensor, restored: Tensor, begins: Tensor) -> Tensor:
-            start = begins[:, :, 0, 0]
-            side = start.new_tensor([begins.shape[2] / height, begins.shape[3] / width])
-            places = torch.cat([start, start + side], 1).expand(len(degraded), -1)
+        def act(degraded: Tensor, restored: Tensor) -> Tensor:
+            rows, columns = next(windows)
+            place = [rows.start / height, columns.start / width, rows.stop / height, columns.stop / width]
+            places = torch.tensor([place], device=self._anchor.device)
             return self._refined(degraded, restored, prior, work, places)
 
-        tiler, multiple = Tiler(self.window, self.window // 4), self.size_multiple
-        refined = tiler(act, degraded, restored, begins, multiple=multiple, channels=self.parts[1])
-        return refined[..., : size[0], : size[1]]
+        refined = tiler(act, degraded, restored, multiple=multiple, channels=self.parts[1])
+        return refined[..., : size[0], : size[1]].to(degraded.dtype)
 
     def _latent(
         self, degraded: Tensor, restored: Tensor, guide: Guide, work: Work
@@ -401,93 +399,6 @@ def _joining(width: int, given: int) -> nn.Conv2d:
         # torch's own start of a layer with this many inputs.
         nn.init.uniform_(joined.weight[:, width:], -(given**-0.5), given**-0.5)
     return joined
-
-
-class RefinedBackbone(GuidedBackbone):
-    """A backbone whose deepest features PTG-RM refines (variant -f, section 4.2).
-
-    Args:
-        backbone: offers its deepest features.
-        refiner: of level ``feature``.
-        prior: guides it; sees the degraded image.
-
-    Raises:
-        ContractError: the two do not fit together.
-    """
-
-    # Sums over the whole map of features.
-    tiling = "discouraged"
-    # The prior is shown every image as it came, not in the precision that the network runs in.
-    judges = True
-
-    def __init__(self, backbone: Backbone, refiner: PTGRM, prior: Prior) -> None:
-        super().__init__()
-        if refiner.level != "feature":
-            raise ContractError(
-                f"ptgrm of level {refiner.level!r} refines images, not a backbone's features",
-                "give it params level: feature",
-            )
-        given, taken = backbone.latent_features, refiner.latent_features
-        name = type(backbone).__name__
-        if given != taken:
-            offers = "offers no deepest features" if given is None else f"has {given} deepest features"
-            raise ContractError(
-                f"{name} {offers}, ptgrm was built for {taken}",
-                "use another backbone, or refine its result with level: image",
-            )
-        self.backbone, self.refiner, self.prior = backbone, refiner, prior
-        self.size_multiple, self.padding, self.scale = (
-            backbone.size_multiple,
-            backbone.padding,
-            backbone.scale,
-        )
-        self.channels, self.out_channels = backbone.channels, backbone.out_channels
-        self.overlap, self.precisions = backbone.overlap, backbone.precisions
-        self._told: PriorFeatures | None = None
-        self._places: Tensor | None = None
-
-    def under(self, features: PriorFeatures, places: Tensor | None = None) -> RefinedBackbone:
-        """Return this network told what the prior says of images, of which it will be given windows.
-
-        Args:
-            features: of one image, or of each in a batch.
-            places: where the windows lie, as in ``PTGRM.forward``; by default they are the whole images.
-        """
-        told = copy.copy(self)
-        told._told, told._places = features, places
-        return told
-
-    def forward(self, degraded: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self._act(degraded, self._described(degraded))
-
-    def for_image(self, degraded: Tensor, tile: int) -> Callable[[Tensor], Tensor]:
-        """Return the network with the prior of this image (1, C, H, W), for tiles of it."""
-        described = self._described(degraded)
-        return lambda window: self._act(window, described)
-
-    def training_outputs(self, degraded: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the image of the refined features, and that of the backbone's own (eq. 8)."""
-        latent, rest = self.backbone.encode(degraded)
-        refined, _ = self.refiner.refine_latent(latent, self._described(degraded), self._places)
-        return self.backbone.decode(refined, rest), self.backbone.decode(latent, rest)
-
-    def maps(self, degraded: Tensor) -> dict[str, Tensor]:
-        """Return M, M_c, M_s as ``PTGRM.maps`` does, mask m (B, 1, h, w) and residual r (B, L, h, w)."""
-        with torch.no_grad():
-            latent, _ = self.backbone.encode(degraded)
-            return self.refiner.refine_latent(latent, self._described(degraded), self._places)[1]
-
-    def _act(self, degraded: Tensor, described: PriorFeatures) -> Tensor:
-        latent, rest = self.backbone.encode(degraded)
-        refined, _ = self.refiner.refine_latent(latent, described, self._places)
-        return self.backbone.decode(refined, rest)
-
-    def _described(self, degraded: Tensor) -> PriorFeatures:
-        if self._told is not None:
-            return self._told
-        with torch.no_grad():
-            return self.prior.guidance(degraded.to(next(self.refiner.parameters()).device))
 
 
 def _count(module: nn.Module) -> int:

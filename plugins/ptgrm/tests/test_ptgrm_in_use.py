@@ -15,7 +15,8 @@ from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError
 from restorekit.image import Image
 from restorekit.testing import check_backbone
-from restorekit_ptgrm.network import PTGRM, RefinedBackbone
+from restorekit_ptgrm.inside import RefinedBackbone
+from restorekit_ptgrm.network import PTGRM
 
 
 @pytest.fixture(autouse=True)

@@ -3,16 +3,17 @@
 import pytest
 import torch
 from guides import SEEN, Deep, install
-from ptgrm_cases import saved
 from test_ptgrm import ABLATIONS, built, doubled, given
 from test_ptgrm_training import training
+from torch.nn.functional import leaky_relu
 
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import TrainingError
 from restorekit.tiling import Tiler, pad_to_multiple
 from restorekit.training.build import build_networks
 from restorekit.training.loop import prepare
-from restorekit_ptgrm.guidance import Guide, PositionEmbedding
+from restorekit_ptgrm.guidance import SLOPE, Guide, PositionEmbedding
+from restorekit_ptgrm.network import PTGRM
 from restorekit_ptgrm.strips import Strip, Work
 
 
@@ -39,9 +40,10 @@ def test_coordinates_go_from_minus_1_to_1_over_the_image():
     with torch.no_grad():
         embedding.first.weight.zero_()[:, :, 1, 1] = torch.eye(2)
         embedding.second.weight.zero_()[:, :, 0, 0] = torch.eye(2)
-        seen = embedding(Strip(0, 3, 3), 5, 0, None)[0].relu()
-    torch.testing.assert_close(seen[0, :, 0], torch.linspace(-1, 1, 3).double().relu())
-    torch.testing.assert_close(seen[1, 0], torch.linspace(-1, 1, 5).double().relu())
+        seen = embedding(Strip(0, 3, 3), 5, 0, None)[0]
+    for coordinates, side in ((seen[0, :, 0], 3), (seen[1, 0], 5)):
+        expected = leaky_relu(torch.linspace(-1, 1, side).double(), SLOPE)
+        torch.testing.assert_close(coordinates, expected)
     assert embedding(Strip(0, 1, 1), 1, 0, None).isfinite().all()
 
 
@@ -85,6 +87,10 @@ def test_inside_a_window_features_are_those_of_the_image():
     assert maps["M"].std() > 0
 
 
+def _starts(tiles):
+    return {rows.start for rows, _ in tiles}, {columns.start for _, columns in tiles}
+
+
 def test_sums_are_taken_over_windows_where_that_is_asked_for():
     images = doubled(given(height=64, width=64))
     whole, small = built().double(), built(window=64).double()
@@ -95,15 +101,17 @@ def test_sums_are_taken_over_windows_where_that_is_asked_for():
     refined = local(degraded, restored, prior)
     assert refined.shape == degraded.shape
     assert (refined - whole(degraded, restored, prior)).abs().max() > 1e-3
-    # The first window is cut at a twelfth of its side from what is blended.
-    tiles = Tiler(48, 12).windows(92, 152, 4)
+    tiles = Tiler(48, 12, keep=True).windows(92, 152, 4)
+    assert {(rows.stop - rows.start, columns.stop - columns.start) for rows, columns in tiles} == {(48, 48)}
+    # What of the first window no other one shares.
+    beyond = [min(begin for begin in starts if begin) for starts in _starts(tiles)]
     (rows, columns), padded = (
         tiles[0],
         (pad_to_multiple(image, 4, "reflect") for image in (degraded, restored)),
     )
     place = torch.tensor([[0, 0, rows.stop / 92, columns.stop / 152]], dtype=torch.float64)
     first = whole(*(image[:, :, rows, columns] for image in padded), prior, place)
-    inner = (..., slice(0, rows.stop - 12), slice(0, columns.stop - 12))
+    inner = (..., slice(0, beyond[0]), slice(0, beyond[1]))
     torch.testing.assert_close(refined[inner], first[inner])
     parts = local.refine_in_parts(degraded, restored, prior, 32)
     torch.testing.assert_close(parts, refined)
@@ -176,16 +184,35 @@ def test_a_refiner_of_no_places_is_told_none(tmp_path, monkeypatch):
     torch.testing.assert_close(untold, expected)
 
 
-def test_maps_of_whole_photographs_of_several_sizes_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("level", ["image", "features"])
+def test_maps_of_whole_photographs_are_refused(tmp_path, level):
+    stages = [{"steps": 2, "patch": 32, "batch": 2, "context": "whole"}]
     refiner = {"name": "ptgrm", "params": {"concatenation": "map"}}
-    backbone = {"name": "deep", "weights": saved(tmp_path, Deep(), "deep")}
-    trainee = build_networks(training(tmp_path, backbone, refiner=refiner)).trainee
+    with pytest.raises(TrainingError, match="PTGRM may take the prior's maps"):
+        build_networks(training(tmp_path, refiner=refiner, stages=stages))
 
-    def described(image):
-        return PriorFeatures(torch.ones(len(image), 16), image[:, :1, ::8, ::8].expand(-1, 16, -1, -1), 8)
 
-    monkeypatch.setattr(trainee.prior, "forward", described)
-    places = torch.tensor([[0.0, 0, 48, 64], [0, 0, 64, 48]])
-    with pytest.raises(TrainingError, match=r"maps of photographs of different sizes") as refused:
-        trainee(torch.rand(2, 3, 32, 32), None, torch.rand(2, 3, 64, 64), places)
-    assert "stages.context" in refused.value.hint
+def test_a_refiner_inside_that_asks_its_prior_itself_is_refused_windows(tmp_path, monkeypatch):
+    monkeypatch.setattr(PTGRM, "attach", lambda self, backbone, prior: Deep())
+    stages = [{"steps": 2, "patch": 32, "batch": 2, "context": 48}]
+    refiner = {"name": "ptgrm", "params": {"level": "feature"}}
+    with pytest.raises(TrainingError, match=r"attach\(\) returns is no GuidedBackbone"):
+        build_networks(training(tmp_path, refiner=refiner, stages=stages))
+
+
+def test_half_precision_tells_neighbouring_pixels_of_a_large_scene_apart():
+    dense = torch.linspace(0, 1, 1000).expand(1, 1, 4, -1)
+    place = torch.tensor([[0.0, 0.7, 1.0, 0.71]])
+    cut = Guide(torch.zeros(1, 1), places=place).cut(dense.bfloat16(), 4, 64)
+    exact = Guide(torch.zeros(1, 1), places=place).cut(dense, 4, 64)
+    assert cut.dtype == torch.bfloat16
+    torch.testing.assert_close(cut.float(), exact, atol=2**-8, rtol=0)
+    ramp = torch.arange(8.0).repeat(125).expand(1, 1, 4, -1)
+    assert len(Guide(torch.zeros(1, 1), places=place).cut(ramp.bfloat16(), 4, 64).unique()) > 20
+
+
+def test_windows_give_back_the_precision_of_the_images():
+    network = built(window=32).bfloat16()
+    images = [image.bfloat16() for image in given(height=48, width=40)[:2]]
+    with torch.no_grad():
+        assert network(*images, given()[2]).dtype == torch.bfloat16
