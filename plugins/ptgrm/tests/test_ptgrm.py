@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn.functional import conv2d, mse_loss, pad, unfold
+from ptgrm_cases import ABLATIONS, built, doubled, every_variant, given
+from torch.nn.functional import mse_loss, pad
 
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import ContractError
 from restorekit.memory import _meta_twin, _peak_bytes, memory_per_pixel
 from restorekit.testing import check_refiner
-from restorekit_ptgrm.attention import by_taps, dynamic_convolution
 from restorekit_ptgrm.guidance import Guide
 from restorekit_ptgrm.network import PTGRM
 from restorekit_ptgrm.release import turn_gate
@@ -20,64 +20,6 @@ from restorekit_ptgrm.strips import Strip, Work
 from restorekit_ptgrm.transformer import TransformerBlock
 
 ROOT = Path(__file__).parents[3]
-# What the rows of the paper's table 3 are called here.
-ABLATIONS = {
-    "full": {},
-    "without SP": {"range_map": "sum"},
-    "without CA": {"channel_attention": "features"},
-    "without SA": {"spatial_attention": "features"},
-    "large": {
-        "width": 32,
-        "range_map": "sum",
-        "channel_attention": "features",
-        "spatial_attention": "features",
-    },
-    "without position": {"positions": False},
-    "SNR as mask": {"range_map": "snr"},
-    "1D prior": {
-        "range_map": "sum",
-        "channel_attention": "none",
-        "spatial_attention": "none",
-        "concatenation": "vector",
-    },
-    "2D prior": {
-        "range_map": "sum",
-        "channel_attention": "none",
-        "spatial_attention": "none",
-        "concatenation": "map",
-        "dense_features": 5,
-    },
-    "channel attention alone": {"spatial_attention": "none"},
-    "spatial attention alone": {"channel_attention": "none"},
-    "release": {"head": "release", "gate": "release"},
-    "one mask": {"mask_channels": 1},
-    "kernels of 5": {"kernel": 5},
-    "no block, no kernel to speak of": {"long_blocks": 0, "kernel": 1},
-}
-every_variant = pytest.mark.parametrize("params", ABLATIONS.values(), ids=ABLATIONS)
-
-
-def built(seed=0, **params):
-    """Return a network whose every weight matters: priors enter weakly as torch initialises them."""
-    torch.manual_seed(seed)
-    network = PTGRM(**{"prior_features": 16, "start": "random", **params}).eval()
-    for name, parameter in network.named_parameters():
-        if "prior" in name or "last" in name:
-            parameter.data *= 4
-    return network
-
-
-def given(height=64, width=96, batch=1, seed=1, channels=3, features=16):
-    """Return a degraded and a restored image and a prior."""
-    generator = torch.Generator().manual_seed(seed)
-    degraded, restored = torch.rand(2, batch, channels, height, width, generator=generator)
-    glob = torch.randn(batch, features, generator=generator)
-    return degraded, restored, PriorFeatures(glob, torch.rand(batch, 5, 6, 9, generator=generator), 8)
-
-
-def doubled(images):
-    degraded, restored, prior = images
-    return degraded.double(), restored.double(), PriorFeatures(prior.glob.double(), prior.dense.double(), 8)
 
 
 def count(**params):
@@ -285,59 +227,6 @@ def test_fresh_network_trusts_the_restored_image():
     torch.testing.assert_close(refined, torch.lerp(degraded, restored, 0.982014), atol=1e-5, rtol=0)
     kept = PTGRM(prior_features=16, head="release")(degraded, restored * 2 - 0.5, prior)
     assert torch.equal(kept, (restored * 2 - 0.5).clamp(0, 1))
-
-
-def filtered(x, kernels):
-    return dynamic_convolution(pad(x, (1, 1, 1, 1), mode="replicate"), kernels, 3)
-
-
-def test_kernel_that_is_one_in_the_middle_is_the_identity():
-    x, kernels = torch.rand(2, 4, 7, 9), torch.zeros(2, 9, 4, 7, 9)
-    kernels[:, 4] = 1
-    assert torch.equal(filtered(x, kernels.flatten(1, 2)), x)
-
-
-def test_same_kernel_at_every_pixel_is_a_depthwise_convolution():
-    x, kernel = torch.rand(2, 4, 7, 9), torch.rand(4, 1, 3, 3)
-    kernels = by_taps(kernel.flatten(), 4)[None, :, None, None].expand(2, -1, 7, 9)
-    expected = conv2d(pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=4)
-    torch.testing.assert_close(filtered(x, kernels), expected)
-
-
-def test_shifting_equals_unfolding_in_the_published_order():
-    x, kernels = torch.rand(2, 4, 7, 9), torch.rand(2, 36, 7, 9)
-    neighbours = unfold(pad(x, (1, 1, 1, 1), mode="replicate"), 3).view(2, 4, 9, 7, 9)
-    expected = (neighbours * kernels.view(2, 4, 9, 7, 9)).sum(2)
-    ordered = by_taps(kernels.transpose(0, 1), 4).transpose(0, 1)
-    torch.testing.assert_close(filtered(x, ordered), expected)
-    with torch.no_grad():
-        torch.testing.assert_close(filtered(x, ordered), expected)
-
-
-@pytest.mark.parametrize(("channel", "row", "column"), [(0, 0, 0), (2, 0, 2), (3, 2, 1)])
-def test_one_weight_of_a_kernel_shifts_its_channel(channel, row, column):
-    x, kernels = torch.rand(1, 4, 7, 9), torch.zeros(36, 1, 7, 9)
-    kernels[channel * 9 + 3 * row + column] = 1
-    result = filtered(x, by_taps(kernels, 4).transpose(0, 1))
-    padded = pad(x, (1, 1, 1, 1), mode="replicate")
-    assert torch.equal(result[:, channel], padded[:, channel, row : row + 7, column : column + 9])
-    assert all(result[:, other].abs().sum() == 0 for other in range(4) if other != channel)
-
-
-def test_gradients_of_the_dynamic_convolution_are_right():
-    x = torch.rand(1, 2, 4, 5, dtype=torch.float64, requires_grad=True)
-    kernels = torch.rand(1, 18, 4, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(filtered, (x, kernels))
-
-
-def test_kernels_of_some_rows_at_a_time_are_those_of_all():
-    network, f = built().double().attention, torch.rand(1, 16, 20, 24, dtype=torch.float64)
-    embedded = network.prior(torch.rand(1, 16, dtype=torch.float64))
-    with torch.no_grad():
-        whole = network.spatial.filtered(f, embedded, None, Work())
-        for budget in (1, 200_000, 10**9):
-            rows = network.spatial.filtered(f, embedded, None, Work(budget))
-            torch.testing.assert_close(rows, whole, atol=1e-12, rtol=0)
 
 
 GUIDED = {

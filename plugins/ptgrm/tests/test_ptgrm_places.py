@@ -3,7 +3,7 @@
 import pytest
 import torch
 from guides import SEEN, Deep, install
-from test_ptgrm import ABLATIONS, built, doubled, given
+from ptgrm_cases import built, doubled, every_variant, given
 from test_ptgrm_training import training
 from torch.nn.functional import leaky_relu
 
@@ -28,7 +28,7 @@ def shares(*places):
     return torch.tensor(places, dtype=torch.float64) / torch.tensor([40, 56, 40, 56])
 
 
-@pytest.mark.parametrize("params", ABLATIONS.values(), ids=ABLATIONS)
+@every_variant
 def test_a_whole_image_lies_from_0_to_1(params):
     network, images = built(**params).double(), doubled(given(batch=2))
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(2, -1)
