@@ -6,6 +6,7 @@ of them steps.py.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -86,7 +87,7 @@ class Pipeline:
         planned = plan.parts(spec)
         every_part = [part for step in planned for part in step]
         for notice in check_licences(every_part, resolve_policy(license_policy)):
-            log.warning("%s", notice)
+            _say_once(notice)
         # Priors and bridges find their files by themselves.
         with downloads(offline=offline):
             priors = Priors(features)
@@ -165,6 +166,12 @@ class Pipeline:
                 looks[f"{number} {name}"] = step.maps(degraded, current, conditions)
                 current, _ = step.run(degraded, current, conditions)
         return image.replace_pixels(current[0]), looks
+
+
+@functools.cache
+def _say_once(notice: str) -> None:
+    """Warn, once in a process: experiments and programs build pipelines of the same weights again and again."""
+    log.warning("%s", notice)
 
 
 def _check_sizes(steps: Sequence[Step]) -> None:
