@@ -170,7 +170,7 @@ class Pipeline:
 
 @functools.cache
 def _say_once(notice: str) -> None:
-    """Warn, once in a process: experiments and programs build pipelines of the same weights again and again."""
+    """Warn, once in a process: experiments build pipelines of the same weights again and again."""
     log.warning("%s", notice)
 
 
