@@ -44,7 +44,13 @@ class SparseTensor(nn.Module):
     def values(self) -> nn.Parameter:
         """(U, M), or (length,) of a vector."""
         # Looked up as a module's attributes, hundreds of these took longer than the numbers themselves.
-        return cast(nn.Parameter, self._parameters["vec" if self.is_vector else "val"])
+        held, name = self.holder
+        return cast(nn.Parameter, held[name])
+
+    @property
+    def holder(self) -> tuple[dict[str, nn.Parameter | None], str]:
+        """What holds the values, and their name there."""
+        return self._parameters, "vec" if self.is_vector else "val"
 
     def elements(self, name: str, units: Mapping[str, FilterTensor]) -> Tensor:
         """Return where the values lie in the flattened tensor: (U * M,), int64.

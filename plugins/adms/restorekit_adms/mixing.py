@@ -10,7 +10,7 @@ Shapes: D degradations, N numbers that any of them adds to, over all tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -134,7 +134,7 @@ class Mixer:
         self.sizes = [len(place.elements) for place in self.places]
         self._copy: _Copy | None = None
         # What each degradation adds at all places (D, N), and what tells that it still does.
-        self._dense: tuple[list[tuple[int, int]], Tensor] | None = None
+        self._dense: tuple[_Watched, Tensor] | None = None
         # Of which weights (D,) the mixture in the copy is.
         self._written: Tensor | None = None
 
@@ -191,16 +191,16 @@ class Mixer:
 
     def _with(self, weights: Tensor) -> _Copy:
         """Return the copy of the tensors, the mixture in it."""
-        if self._copy is None or not self._copy.is_of(self.places):
+        if self._copy is None or not self._copy.is_current():
             self._copy, self._written = _Copy(self.places), None
-        stamps = [_stamp(leaf.values) for leaves in self._sources for leaf in leaves]
-        if self._dense is None or self._dense[0] != stamps:
+        if self._dense is None or not self._dense[0].is_unchanged():
+            watched = _Watched(leaf.holder for leaves in self._sources for leaf in leaves)
             with torch.inference_mode(False), torch.no_grad():
                 units = torch.eye(len(self._sources), device=weights.device)
-                self._dense = stamps, torch.stack([self.mixture(unit) for unit in units])
+                self._dense = watched, torch.stack([self.mixture(unit) for unit in units])
             self._written = None
         if not _equal(self._written, weights):
-            self._copy.write(weights.to(self._dense[1].dtype) @ self._dense[1])
+            self._copy.write(weights, self._dense[1])
             self._written = weights.clone()
         return self._copy
 
@@ -243,7 +243,8 @@ class _Copy:
     """The tensors that are added to, once more, one after the other in one line."""
 
     def __init__(self, places: Sequence[_Place]) -> None:
-        self._stamp = [_stamp(place.tensor) for place in places]
+        held = [(module._parameters, own) for module, own in (place.slots[0] for place in places)]
+        self._watched = _Watched(held)
         self.owned = [place.tensor for place in places]
         # Made outside of inference mode, so that it may be written to inside and outside.
         with torch.inference_mode(False), torch.no_grad():
@@ -262,17 +263,16 @@ class _Copy:
             self._elements = torch.cat([place.elements + start for place, start in shifted])
             self._saved = self._line[self._elements]
 
-    def is_of(self, places: Sequence[_Place]) -> bool:
+    def is_current(self) -> bool:
         """Whether the network's tensors are those that were copied, and hold what they held."""
-        return all(
-            place.tensor is tensor and _stamp(tensor) == stamp
-            for place, tensor, stamp in zip(places, self.owned, self._stamp, strict=True)
-        )
+        return self._watched.is_unchanged()
 
     @torch.no_grad()
-    def write(self, mixture: Tensor) -> None:
-        """Put a mixture (N,) into the copy."""
-        self._line.scatter_(0, self._elements, mixture.to(self._saved.dtype).add_(self._saved))
+    def write(self, weights: Tensor, deltas: Tensor) -> None:
+        """Put a mixture into the copy: weights (D,) of deltas (D, N)."""
+        # Not in one pass by addmv: merged filters, mixed and then added, are to give the same bits.
+        mixed = (weights.to(deltas.dtype) @ deltas).to(self._saved.dtype).add_(self._saved)
+        self._line.index_copy_(0, self._elements, mixed)
 
     def lend(self, places: Sequence[_Place]) -> None:
         """Let the network use the copy."""
@@ -280,9 +280,30 @@ class _Copy:
             place.hold(view)
 
 
-def _stamp(tensor: Tensor) -> tuple[int, int]:
-    """Return what tells that a tensor was written to: its place, and torch's count where it keeps one."""
-    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+class _Watched:
+    """Parameters as they are now, to be told later whether one was replaced or written to.
+
+    Args:
+        holders: dictionaries of modules that hold them, and their names there.
+    """
+
+    def __init__(self, holders: Iterable[tuple[Mapping[str, Tensor | None], str]]) -> None:
+        # Where it lies, and torch's count of writes where it keeps one.
+        self._seen = [
+            (held, name, tensor, tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version)
+            for held, name in holders
+            if (tensor := held[name]) is not None
+        ]
+
+    def is_unchanged(self) -> bool:
+        """Whether all of them are the same, with the same numbers."""
+        # Hundreds of these are asked for every image, and calls cost more than comparisons.
+        for held, name, tensor, pointer, version in self._seen:
+            if held[name] is not tensor or tensor.data_ptr() != pointer:
+                return False
+            if version >= 0 and tensor._version != version:
+                return False
+        return True
 
 
 def _equal(one: Tensor | None, other: Tensor) -> bool:
