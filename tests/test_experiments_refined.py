@@ -306,6 +306,8 @@ def test_rows_begin_from_nothing_where_that_is_asked_for(document, tmp_path):
     assert fresh[name].spec.trained_parts == ("refiner", "backbone")
     longer = fresh["noise: backbone, trained longer, seed 1"]
     assert isinstance(longer, Later)
+    with pytest.raises(ConfigError, match="nothing says how the backbone is trained"):
+        experiment(document, tmp_path, fresh=True, base=None)
     with pytest.raises(ConfigError, match="knows nothing"):
         experiment(document, tmp_path, fresh=True, refined={**document["refined"], "trained": ["refiner"]})
 
@@ -355,6 +357,26 @@ class Sparing(Backbone):
         return self.conv(degraded) if torch.is_grad_enabled() else degraded * self.conv.weight.mean()
 
 
+def test_rows_go_on_from_weights_that_the_backbone_has(place, document, tmp_path):
+    weights = str(place / "prior.pth")
+    given = {**document, "backbone": {**document["backbone"], "weights": weights}}
+    rows = {"eyes": document["rows"]["blind"]}
+    changes = [f"rows={json.dumps(rows)}", "silent=null", "longer={like: eyes}", "refined.trained=[refiner]"]
+    del given["base"]
+    kept = experiment(with_settings(given, changes), tmp_path, task="noise")
+    run_all(kept.jobs(), silent)
+    assert not (tmp_path / "noise" / "base").exists()
+    assert read_run(tmp_path / "noise" / "longer-0").spec.backbone.weights == weights
+    measured = kept.made().facts["tasks"]["noise"]["rows"]
+    first = {row: next(iter(reports[0]["sigma 10"]["weights_sha256"])) for row, reports in measured.items()}
+    assert first == {
+        "base": weights,
+        "longer": str(tmp_path / "noise" / "longer-0" / "weights.safetensors"),
+        "eyes": weights,
+    }
+    assert f"The backbone: nafnet, weights `{weights}`. From these on: 2 steps" in kept.made().tables["noise"]
+
+
 def test_compute_is_that_of_training(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(install(tmp_path)))
     cost = cost_of(RefinerTrainee(refiners["touch"].load()(3), Seeing(), Sparing(), joint=True), 16)
@@ -370,6 +392,7 @@ def test_compute_is_that_of_training(tmp_path, monkeypatch):
         ("silent", "blin", "silent is 'blin', which is no row; rows: eyes, blind, shuffled"),
         ("longer.like", "eye", "longer.like is 'eye', which is no row; rows: eyes, blind, shuffled"),
         ("tasks", {}, "tasks: .*at least 1"),
+        ("base", None, "nothing that rows could go on from"),
         ("refinde", {}, "unknown key 'refinde'"),
     ],
 )

@@ -94,7 +94,8 @@ class RefinedExperiment:
 
     def _of_task(self, task: str) -> Iterator[Job]:
         columns = self.columns(task)
-        yield self._base(task)
+        if self.spec.base is not None:
+            yield self._base(task)
         for row in self.spec.rows:
             yield self._compute(task, row)
         if self.spec.longer:
@@ -154,9 +155,12 @@ class RefinedExperiment:
 
     def _backbone(self, task: str) -> dict[str, Any]:
         """Return the backbone that everything else goes on from, or begins with as the one alone did."""
-        if self.spec.fresh:
-            return self.spec.backbone.model_dump()
-        return {**self.spec.backbone.model_dump(), "weights": str(self._base(task).result)}
+        return self.spec.backbone.model_dump() if self.spec.fresh else self._alone(task)
+
+    def _alone(self, task: str) -> dict[str, Any]:
+        """Return the backbone of the first row."""
+        own = self.spec.backbone.model_dump()
+        return own if self.spec.base is None else {**own, "weights": str(self._base(task).result)}
 
     def _refined_spec(self, task: str, row: str, seed: int, **filled: Any) -> TrainSpec:
         own, asked = self.spec.refiner, self.spec.rows[row]
@@ -251,8 +255,9 @@ class RefinedExperiment:
 
     def _pipeline(self, task: str, row: str, seed: int, way: _Way) -> PipelineSpec:
         if row in (BASE, LONGER):
-            made = self._base(task) if row == BASE else self._longer(task, seed)
-            step = {**self.spec.backbone.model_dump(), "weights": str(made.result)}
+            step = self._alone(task)
+            if row == LONGER:
+                step["weights"] = str(self._longer(task, seed).result)
             return PipelineSpec.parse({"steps": [{"restore": step}]})
         run = self._refined(task, row, seed)
         files = part_files(run.result, run.spec.trained_parts)
@@ -338,20 +343,22 @@ class RefinedExperiment:
         counted: Mapping[str, Mapping[str, Any]],
     ) -> str:
         asked, some = self.spec.tasks[task], next(iter(rows[BASE][self.spec.seed].values()))
-        base, first = self._base(task).spec, next(iter(self.spec.rows))
+        first = next(iter(self.spec.rows))
         refined = self._refined_spec(task, first, self._seeds(first)[0])
         both = "backbone and refiner" if "backbone" in refined.trained_parts else "the refiner alone"
         text = (
             f"PSNR in dB and SSIM, mean over {some['images']} images of {Path(asked.data).name} (whole "
             f"images, RGB, 8-bit, protocol `{_PROTOCOL}`, seed {asked.seed}). Data sha256 "
-            f"`{some['dataset_sha256'][:16]}`. The backbone: {base.steps:,} steps, seed {base.seed}"
+            f"`{some['dataset_sha256'][:16]}`. The backbone: "
         )
-        begin, drawn = (
-            (". Rows, from nothing:", "backbone, refiner and patches")
-            if self.spec.fresh
-            else (", trained once for all rows. From it on:", "the refiner and the patches")
-        )
-        text += f"{begin} {refined.steps:,} steps of {both}, by the seed that draws {drawn}"
+        if self.spec.base is None:
+            text += f"{self.spec.backbone.name}, weights `{self.spec.backbone.weights}`. From these on:"
+        else:
+            base = self._base(task).spec
+            text += f"{base.steps:,} steps, seed {base.seed}"
+            text += ". Rows, from nothing:" if self.spec.fresh else ", trained once for all rows. From it on:"
+        drawn = "backbone, refiner and patches" if self.spec.fresh else "the refiner and the patches"
+        text += f" {refined.steps:,} steps of {both}, by the seed that draws {drawn}"
         text += "; ± is the sample deviation over seeds."
         if self.spec.silent:
             text += " Over silent: the difference to the run of the same seed whose prior says nothing."

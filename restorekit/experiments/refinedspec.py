@@ -75,9 +75,9 @@ class RefinedTaskSpec(Spec):
 class RefinedSpec(Spec):
     """Refiners behind one backbone under several priors, beside what the same compute makes of it alone.
 
-    For each task the backbone is trained once; every row goes on from its weights, unless ``fresh``. Runs
-    are those of `restorekit train`: what stands under ``base`` and ``refined``, over what stands under
-    ``common``, under what the task says, are keys of their configs. The rest is filled in.
+    For each task the backbone is trained once, or has weights already; every row goes on from these, unless
+    ``fresh``. Runs are those of `restorekit train`: what stands under ``base`` and ``refined``, over what
+    stands under ``common``, under what the task says, are keys of their configs. The rest is filled in.
     """
 
     description: str = ""
@@ -86,7 +86,10 @@ class RefinedSpec(Spec):
     refiner: Component = ComponentRef(name="ptgrm")
     data: DataSpec
     common: Mapping[str, Any] = Field(default={}, description="keys of every run")
-    base: Mapping[str, Any] = Field(description="keys of the backbone's own run")
+    base: Mapping[str, Any] | None = Field(
+        default=None,
+        description="keys of the backbone's own run; without, rows go on from the weights that it names",
+    )
     fresh: bool = Field(
         default=False,
         description="rows, and the backbone trained longer, begin from nothing as the backbone alone does:"
@@ -109,6 +112,13 @@ class RefinedSpec(Spec):
         _check_names("tasks", self.tasks)
         for name, task in self.tasks.items():
             _check_names(f"tasks.{name}.columns", task.columns)
+        if self.base is None and (self.fresh or not self.backbone.weights):
+            raise wrong(
+                "nothing says how the backbone is trained"
+                if self.fresh
+                else "there is nothing that rows could go on from",
+                "write base, the keys of the backbone's own run, or backbone.weights without fresh",
+            )
         if self.fresh and "backbone" not in (self.refined.get("trained") or ["backbone"]):
             raise wrong(
                 "fresh begins with a backbone that knows nothing, and refined.trained leaves it so",
