@@ -34,8 +34,6 @@ Unit = Literal["unit"]
 # a network of the published width would have a million parameters.
 _HIDDEN = (256, 128, 64, 32)
 _WIDE_PRIOR, _MOST = 1024, 1_000_000
-# sigmoid(4) is 0.98: the mask starts by trusting the restored image.
-_TRUST = 4.0
 _BYTES_PER_PIXEL = 128
 # Smaller windows would be mostly overlap.
 _LEAST_WINDOW = 32
@@ -62,8 +60,11 @@ class PTGRM(Refiner):
             restored image clamped to [0, 1].
         mask_channels: of the mask, 1 or those of the restored image, which is the default.
         gate: what the range map multiplies, the short-range branch (``paper``) or the long-range one.
-        start: ``identity`` begins with a mask of 0.98 and no residual, for a backbone that is trained
-            already; ``random`` leaves the last layer as torch makes it.
+        start: ``identity`` begins with one mask for all pixels and no residual, for a backbone that is
+            trained already; ``random`` leaves the last layer as torch makes it.
+        trust: the logit of that mask: 4 is 0.98, next to the identity; 2 is 0.88. Where the sigmoid is as
+            flat as at 4, a short training leaves the mask as it is, and the mask is where most of the gain
+            comes from.
         range_map: ``prior``; ``snr``, from how noisy the degraded image is; ``sum``, none (table 3).
         channel_attention: guided by the ``prior``, by ``features`` alone, or ``none``.
         spatial_attention: likewise.
@@ -103,6 +104,7 @@ class PTGRM(Refiner):
         mask_channels: int | None = None,
         gate: Gate = "paper",
         start: Start = "identity",
+        trust: float = 4.0,
         range_map: RangeMap = "prior",
         channel_attention: Attention = "prior",
         spatial_attention: Attention = "prior",
@@ -131,6 +133,7 @@ class PTGRM(Refiner):
         _require(
             min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive"
         )
+        _require(math.isfinite(trust), f"trust is {trust}, not finite")
         _require(channels in (1, 3, 6), f"channels is {channels}, not 1, 3 or 6")
         _require(kernel % 2 == 1 and kernel > 0, f"kernel is {kernel}, not odd and positive")
         _require(mask_channels in (1, restored), f"mask_channels is {mask_channels}, not 1 or {restored}")
@@ -181,7 +184,7 @@ class PTGRM(Refiner):
         left = _MOST - _count(self)
         self.enhancement, self.attention = core(prior_hidden or _hidden(prior_features, core, left))
         if start == "identity":
-            self._start_as_identity()
+            self._start_as_identity(trust)
 
     @classmethod
     def fitted(cls, params: Mapping[str, Any], backbone: Backbone | None, prior: Prior) -> dict[str, Any]:
@@ -378,13 +381,13 @@ class PTGRM(Refiner):
             )
         return Guide(guide.to(weight.dtype), prior.dense.to(weight), places)
 
-    def _start_as_identity(self) -> None:
+    def _start_as_identity(self, trust: float) -> None:
         last = self.decoder.last
         assert isinstance(last, nn.Conv2d) and last.bias is not None
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         if self.level == "image" and self.head == "paper":
-            nn.init.constant_(last.bias[: self.parts[0]], _TRUST)
+            nn.init.constant_(last.bias[: self.parts[0]], trust)
 
 
 def _joining(width: int, given: int) -> nn.Conv2d:

@@ -221,10 +221,15 @@ def test_mask_of_one_keeps_the_restored_image_and_of_zero_the_degraded():
     assert torch.equal(network(degraded, restored, prior), degraded)
 
 
-def test_fresh_network_trusts_the_restored_image():
+@pytest.mark.parametrize(("params", "share"), [({}, 0.982014), ({"trust": 2}, 0.880797), ({"trust": 0}, 0.5)])
+def test_fresh_network_trusts_the_restored_image(params, share):
     degraded, restored, prior = given()
-    refined = PTGRM(prior_features=16)(degraded, restored, prior)
-    torch.testing.assert_close(refined, torch.lerp(degraded, restored, 0.982014), atol=1e-5, rtol=0)
+    refined = PTGRM(prior_features=16, **params)(degraded, restored, prior)
+    torch.testing.assert_close(refined, torch.lerp(degraded, restored, share), atol=1e-5, rtol=0)
+
+
+def test_release_head_has_no_mask_and_begins_with_the_clamped_restored_image():
+    degraded, restored, prior = given()
     kept = PTGRM(prior_features=16, head="release")(degraded, restored * 2 - 0.5, prior)
     assert torch.equal(kept, (restored * 2 - 0.5).clamp(0, 1))
 
@@ -387,6 +392,7 @@ def test_what_does_not_fit_is_named():
         ({"kernel": 2}, "kernel is 2"),
         ({"channels": 2}, "channels is 2"),
         ({"mask_channels": 2}, "mask_channels is 2"),
+        ({"trust": float("nan")}, "trust is nan"),
         ({"prior_scale": "units"}, "prior_scale is 'units'"),
         ({"head": "papr"}, "head is 'papr', not one of: paper, release"),
         ({"window": 16}, "window is 16, not 0 or at least 32"),
