@@ -17,7 +17,8 @@ from restorekit.analysis.pairs import Pair
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
 from restorekit.errors import RestoreKitError
-from restorekit.filters import FilterScores, FilterTable
+from restorekit.filters import FilterTable
+from restorekit.filterscores import FilterScores
 from restorekit.memory import _LiveBytes
 
 every_network = pytest.mark.parametrize("name", SMALL)

@@ -14,7 +14,7 @@ from torch import nn
 from restorekit.analysis import attribute, rank
 from restorekit.analysis.walk import sse
 from restorekit.errors import ConfigError, ImageError, OutputError, RestoreKitError, WeightsError
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 
 
 def cut_off(gradients):

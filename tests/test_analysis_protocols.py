@@ -24,7 +24,8 @@ from restorekit.analysis.protocols import (
 )
 from restorekit.contracts import Backbone
 from restorekit.errors import ImageError, RestoreKitError, TrainingError, WeightsError
-from restorekit.filters import FilterScores, FilterTable
+from restorekit.filters import FilterTable
+from restorekit.filterscores import FilterScores
 
 DEGRADE = {"stripes": striped, "noise": noisy}
 

@@ -16,7 +16,7 @@ from restorekit.analysis.published import MASKING, METHODS, RETRAINING
 from restorekit.analysis.reproduce import reproduce, summary
 from restorekit.config import check, configs_folder, read_yaml
 from restorekit.errors import ConfigError, ImageError, OutputError, WeightsError
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 from restorekit.training.folder import read_run
 
 BEGIN, END = "<!-- faig results: begin -->", "<!-- faig results: end -->"

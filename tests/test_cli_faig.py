@@ -18,7 +18,8 @@ from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
-from restorekit.filters import FilterScores, FilterTable
+from restorekit.filters import FilterTable
+from restorekit.filterscores import FilterScores
 from restorekit.registry import backbones
 
 RECIPES = {"noise": "name: gaussian\nsigma: 38\n", "blur": "name: gaussian_blur\nstd: 1\n"}

@@ -9,7 +9,7 @@ import yaml
 from training_cases import write_photographs
 
 from restorekit.config import PipelineSpec
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
 from restorekit.weights import read_tensors

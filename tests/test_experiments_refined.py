@@ -468,7 +468,17 @@ def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
     assert "2 steps of the refiner alone" in frozen.made().tables["noise"]
 
 
-@pytest.mark.parametrize(("name", "tasks"), [("ptgrm", 3), ("ptgrm-known-light", 1)])
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("ptgrm", 3),
+        ("ptgrm-known-light", 1),
+        ("ptgrm-trust", 3),
+        ("ptgrm-trained", 1),
+        ("ptgrm-scenes", 1),
+        ("ptgrm-joint", 1),
+    ],
+)
 def test_our_own_experiments_are_sound(place, tmp_path, name, tasks):
     file = CONFIGS / f"{name}.yaml"
     spec = check(RefinedSpec, read_yaml(file), file.name)

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations
 
 from restorekit.analysis import contrasted
 from restorekit.errors import ConfigError, OutputError, RestoreKitError, WeightsError
-from restorekit.filters import FilterScores, FilterTable, FilterTensor, fingerprint, least_ratio, select
+from restorekit.filters import FilterTable, FilterTensor, fingerprint
+from restorekit.filterscores import FilterScores, least_ratio, select
 from restorekit.registry import backbones
 
 

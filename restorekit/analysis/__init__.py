@@ -2,7 +2,7 @@
 
 What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast. What the
 ranks are used for: protocols. The published experiment as a whole: reproduce. Scores of filters, their order
-and their files are ``restorekit.filters``; networks that use them are plug-ins.
+and their files are ``restorekit.filterscores``; networks that use them are plug-ins.
 
 Names are imported on first use: the commands that only look at scores need no torch.
 """

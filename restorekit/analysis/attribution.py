@@ -36,7 +36,8 @@ from restorekit.analysis.walk import (
 )
 from restorekit.errors import ImageError, OutputError, WeightsError
 from restorekit.files import replacing
-from restorekit.filters import FilterScores, FilterTable, Unit, fingerprint
+from restorekit.filters import FilterTable, Unit, fingerprint
+from restorekit.filterscores import FilterScores
 
 log = logging.getLogger(__name__)
 

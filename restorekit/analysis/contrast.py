@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from restorekit.errors import RestoreKitError
-from restorekit.filters import Against, FilterScores
+from restorekit.filterscores import Against, FilterScores
 
 
 def contrasted(

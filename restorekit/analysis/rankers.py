@@ -19,7 +19,8 @@ from restorekit.analysis.pairs import Pair, pairs_of, restored
 from restorekit.analysis.rules import Rule, check_steps
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
 from restorekit.errors import RestoreKitError
-from restorekit.filters import FilterScores, FilterTable, Unit
+from restorekit.filters import FilterTable, Unit
+from restorekit.filterscores import FilterScores
 
 Method = Literal["faig", "ig", "delta", "gradxdelta", "random"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -46,7 +46,7 @@ from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError, OutputError
 from restorekit.files import ensure_writable, replacing
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 from restorekit.image import Image
 from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts

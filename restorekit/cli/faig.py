@@ -49,7 +49,7 @@ from restorekit.cli.output import AsJson, Device, note, say, say_json, table
 from restorekit.errors import ConfigError, OutputError, WeightsError
 
 if TYPE_CHECKING:
-    from restorekit.filters import FilterScores
+    from restorekit.filterscores import FilterScores
 
 app = typer.Typer(no_args_is_help=True, help="Find the filters of a network that remove a degradation.")
 
@@ -274,7 +274,7 @@ def contrast(
     overwrite: Overwrite = False,
 ) -> None:
     """Subtract the scores of other degradations, which leaves what is special to one."""
-    from restorekit.filters import FilterScores
+    from restorekit.filterscores import FilterScores
 
     check_free(output, overwrite)
     first, *rest = (FilterScores.load(path) for path in (scores, *others))
@@ -295,7 +295,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a file of scores says: facts, and the share of each layer."""
-    from restorekit.filters import FilterScores, least_ratio
+    from restorekit.filterscores import FilterScores, least_ratio
 
     found = FilterScores.load(scores)
     facts = _facts(found)

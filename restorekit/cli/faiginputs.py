@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from restorekit.contracts import Backbone
     from restorekit.datasets import Dataset
     from restorekit.degradations.spec import RecipeSpec
-    from restorekit.filters import FilterScores
+    from restorekit.filterscores import FilterScores
 
 BackboneName = Annotated[
     str, typer.Option("-b", "--backbone", help="Name of the backbone.", show_default="as the weights say")
@@ -145,7 +145,8 @@ def file_pairs(
 
 def read_scores(paths: Sequence[Path], base: Backbone, other_base: bool) -> list[FilterScores]:
     """Read scores; refuse those of other filters than the base has, and of another base if not meant."""
-    from restorekit.filters import FilterScores, fingerprint
+    from restorekit.filters import fingerprint
+    from restorekit.filterscores import FilterScores
 
     read = [FilterScores.load(path) for path in paths]
     own = {name: tuple(value.shape) for name, value in base.named_parameters()}

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     import torch
 
     from restorekit.degradations.spec import RecipeSpec
-    from restorekit.filters import FilterScores
+    from restorekit.filterscores import FilterScores
 
 
 def mask_drop(
@@ -83,7 +83,7 @@ def mask_drop(
     import torch
 
     from restorekit.analysis import protocols
-    from restorekit.filters import select
+    from restorekit.filterscores import select
 
     read = [
         (str(path), one)
@@ -265,7 +265,7 @@ def draw_map(
     """Draw where the highest filters lie: layers from left to right, a panel for each file."""
     check_free(output, overwrite)
     from restorekit.analysis.protocols import distribution_map, distributions
-    from restorekit.filters import FilterScores
+    from restorekit.filterscores import FilterScores
 
     read = [FilterScores.load(path) for path in scores]
     if any(one.table != read[0].table for one in read):

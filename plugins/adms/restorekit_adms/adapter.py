@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from restorekit.contracts import Backbone
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError
-from restorekit.filters import Budget, FilterScores, Scope, Unit, fingerprint
+from restorekit.filters import Unit, fingerprint
+from restorekit.filterscores import Budget, FilterScores, Scope
 from restorekit.weights import load_into
 from restorekit_adms import files
 from restorekit_adms.choosing import Choice, Init, Mask, check_word

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from restorekit.errors import ConfigError, RestoreKitError, WeightsError, near
-from restorekit.filters import Budget, FilterScores, FilterTable, Scope, Unit, select
+from restorekit.filters import FilterTable, Unit
+from restorekit.filterscores import Budget, FilterScores, Scope, select
 from restorekit.weights import read_tensors
 from restorekit_adms.deltas import Delta, Vectors, check_unit, random_scores, units_of, vectors_of
 

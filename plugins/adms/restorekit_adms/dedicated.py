@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from restorekit.contracts import Adapter
 from restorekit.errors import RestoreKitError, WeightsError
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 from restorekit_adms import files
 from restorekit_adms.classifier import Classifier, Pooling, layers_in
 from restorekit_adms.deltas import Delta

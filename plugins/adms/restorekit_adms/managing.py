@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
-from restorekit.filters import FilterScores
+from restorekit.filterscores import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
 from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.mixing import Kept, Mixer

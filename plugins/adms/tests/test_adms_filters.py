@@ -10,7 +10,8 @@ from torch import nn
 
 from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError, WeightsError
-from restorekit.filters import FilterScores, FilterTable, fingerprint
+from restorekit.filters import FilterTable, fingerprint
+from restorekit.filterscores import FilterScores
 from restorekit_adms.adapter import Adms
 from restorekit_adms.deltas import units_of
 from restorekit_adms.network import Adaptive

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from restorekit.config import PipelineSpec
 from restorekit.errors import ConfigError, RestoreKitError, TrainingError, WeightsError
-from restorekit.filters import FilterScores, FilterTable, fingerprint
+from restorekit.filters import FilterTable, fingerprint
+from restorekit.filterscores import FilterScores
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
 from restorekit.registry import backbones

@@ -21,7 +21,8 @@ from restorekit.analysis.pairs import pairs_of, pseudo_pairs
 from restorekit.analysis.rules import Rule, points
 from restorekit.analysis.walk import Loss, Network, Walk, criterion_of, network_of
 from restorekit.errors import RestoreKitError
-from restorekit.filters import FilterScores, FilterTable, select
+from restorekit.filters import FilterTable
+from restorekit.filterscores import FilterScores, select
 
 
 class ImageScorer:
