@@ -6,7 +6,7 @@ Cutting images is tiling.py, devices and tiles that fit are runtime.py.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import cast
@@ -287,11 +287,22 @@ class Step:
             image = pad_to_multiple(image, network.size_multiple, network.padding)
             return image.to(conditions.device, conditions.dtype, memory_format=torch.channels_last)
 
+        height, width = current.shape[-2:]
+
+        def cut(found: Mapping[str, Tensor], padded: torch.Size) -> dict[str, Tensor]:
+            """Leave what was padded out of maps that are as large as the image."""
+            return {
+                name: look[..., :height, :width] if look.shape[2:] == padded else look
+                for name, look in found.items()
+            }
+
         if isinstance(network, Backbone):
-            return dict(network.maps(given(current, network.channels)))
+            image = given(current, network.channels)
+            return cut(network.maps(image), image.shape[2:])
         assert features is not None
         before = given(degraded, network.channels)
-        return dict(network.maps(before, given(current, network.out_channels or network.channels), features))
+        after = given(current, network.out_channels or network.channels)
+        return cut(network.maps(before, after, features), after.shape[2:])
 
     def _tiled(
         self, act: Callable[..., Tensor], tiler: Tiler, conditions: Conditions, *images: Tensor

@@ -328,6 +328,17 @@ def test_maps_are_drawn_by_the_command(weights, tmp_path, capsys, monkeypatch):
         assert sheet.size[0] > 4 * 320 and len(sheet.getcolors(10**7)) > 50
 
 
+def test_maps_have_the_size_of_the_image_and_make_what_is_restored(weights):
+    pipeline = Pipeline.build(PipelineSpec.parse(chain({"restore": "blurring"}, weights())))
+    restored, looks = pipeline.look(Image.of(IMAGE))
+    maps = looks["2 ptgrm+statistics"]
+    assert maps["I_m"].shape[2:] == maps["I_r"].shape[2:] == IMAGE.shape[:2]
+    before = restore(IMAGE, Pipeline.build(PipelineSpec.parse({"steps": [{"restore": "blurring"}]})))
+    degraded, before = (torch.from_numpy(image).permute(2, 0, 1) for image in (IMAGE, before))
+    expected = torch.lerp(degraded, before, maps["I_m"][0]) + maps["I_r"][0]
+    torch.testing.assert_close(restored.pixels, expected, atol=1e-5, rtol=0)
+
+
 def test_maps_of_refined_features_are_those_of_the_backbone(tmp_path):
     steps, _, _ = inside(tmp_path, "random")
     pipeline = Pipeline.build(PipelineSpec.parse(chain(*steps)))
