@@ -25,6 +25,14 @@ from restorekit_adms.network import Adaptive
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "nafnet width 16": ("nafnet", {"width": 16}),
     "nafnet width 32": ("nafnet", {"width": 32}),
+    "nafnet of all-in-one": (
+        "nafnet",
+        {"width": 16, "encoder_blocks": (1, 1, 2), "middle_blocks": 4, "decoder_blocks": (1, 1, 1)},
+    ),
+    "nafnet of the tables": (
+        "nafnet",
+        {"width": 12, "encoder_blocks": (1, 1, 2), "middle_blocks": 2, "decoder_blocks": (1, 1, 1)},
+    ),
     "nafnet width 32, 1-1-1-28": (
         "nafnet",
         {"width": 32, "encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)},

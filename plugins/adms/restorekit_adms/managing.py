@@ -160,6 +160,19 @@ class Managed(Backbone):
         finally:
             self._off = before
 
+    def disable_adapters(self) -> None:
+        """Be the base until ``enable_adapters``.
+
+        Raises:
+            RestoreKitError: filters are merged into the base.
+        """
+        self._check_unmerged()
+        self._off = True
+
+    def enable_adapters(self) -> None:
+        """Act again, as before ``disable_adapters``."""
+        self._off = False
+
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
         """Return how many parameters ask for gradients, and how many there are with those of the base."""
         own = list(self.adapter.parameters())

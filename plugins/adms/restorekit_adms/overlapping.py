@@ -25,7 +25,7 @@ def overlap_shares(network: Managed, image: Tensor) -> Tensor:
 
     Raises:
         RestoreKitError: there are filters of combined degradations alone, which no router chooses,
-            or another network has merged its own into the base.
+            another network has merged its own into the base, or a gradient is not finite.
     """
     options = dict(network.adapter.router.options or {})
     steps, ratio = options.get("steps", _STEPS), options.get("ratio", _RATIO)
@@ -62,6 +62,11 @@ def overlap_shares(network: Managed, image: Tensor) -> Tensor:
             (gradient,) = torch.autograd.grad((run(share) - target).square().sum(), share)
             # The mixture times the gradient of the weights: what each number contributes at this step.
             total += gradient
+        if not bool(total.isfinite().all()):
+            raise RestoreKitError(
+                "the router overlap cannot judge this image: the backbone's gradient is not finite there",
+                "name the degradation, by set_adapter or router: {name: oracle, label: ...}",
+            )
         important = torch.zeros(len(total), dtype=torch.bool, device=total.device)
         important[total.abs().argsort(descending=True, stable=True)[: max(1, int(len(total) * ratio))]] = True
         members = mixer.members(len(adapter.names))

@@ -44,6 +44,18 @@ def test_zero_weights_are_the_base_bit_for_bit(network):
     assert not torch.equal(adaptive(x), expected)
     with adaptive.disable_adapter():
         assert torch.equal(adaptive(x), expected)
+    rainy = adaptive(x)
+    adaptive.disable_adapters()
+    assert torch.equal(adaptive(x), expected) and adaptive.active_adapters == ()
+    with adaptive.disable_adapter():
+        assert adaptive.active_adapters == ()
+    assert torch.equal(adaptive(x), expected)
+    adaptive.enable_adapters()
+    assert torch.equal(adaptive(x), rainy) and adaptive.active_adapters == ("rain",)
+    adaptive.merge_adapter("rain")
+    with pytest.raises(RestoreKitError, match="merged"):
+        adaptive.disable_adapters()
+    adaptive.unmerge_adapter()
 
 
 def test_full_mask_with_the_difference_copied_is_the_specialist(network, tmp_path):

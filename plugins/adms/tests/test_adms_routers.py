@@ -194,6 +194,16 @@ def test_router_by_overlap_refuses_filters_that_no_router_chooses():
         adaptive(images(network))
 
 
+def test_router_by_overlap_refuses_an_image_whose_gradient_is_not_finite(monkeypatch):
+    network = network_of()
+    _, adaptive = adapter_of(network, router={"name": "overlap", "steps": 2})
+    plain = type(network).forward
+    # Finite at zero, but the gradient of a square root is not.
+    monkeypatch.setattr(type(network), "forward", lambda self, x: (0 * plain(self, x)).abs().sqrt())
+    with pytest.raises(RestoreKitError, match="gradient is not finite"):
+        adaptive.judge(images(network))
+
+
 def test_router_by_overlap_needs_no_classifier_and_leaves_no_trace():
     network = network_of()
     _, adaptive = adapter_of(network, router={"name": "overlap", "steps": 2})
