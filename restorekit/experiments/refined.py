@@ -279,8 +279,7 @@ class RefinedExperiment:
             found = {way: self._measured(task, columns, way) for way in _SAID}
             rows = found[""]
             counted = {row: self._counted(task, row) for row in self.spec.rows}
-            paired = {"over silent": self._title(self.spec.silent)} if self.spec.silent else {}
-            table = compared([*self._lines(found, counted)], columns, self._over, paired)
+            table = compared([*self._lines(found, counted)], columns, self._over)
             tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
             facts[task] = {
                 "columns": columns,
@@ -316,9 +315,9 @@ class RefinedExperiment:
         base = rows[BASE][self.spec.seed]
         before = {column: report["degraded"] for column, report in base.items()}
         yield Repeated("degraded", {0: before}, seeded=False)
+        sizes = {row: _refiner_size(runs) for row, runs in rows.items() if row in self.spec.rows}
         for row, runs in rows.items():
-            some = next((report for run in runs.values() for report in run.values()), None)
-            added = some["refiner_parameters"] if some and row in self.spec.rows else None
+            added = sizes.get(row)
             yield Repeated(
                 self._title(row),
                 runs,
@@ -328,7 +327,15 @@ class RefinedExperiment:
                 apart=found["apart"].get(row, {}),
                 compute=counted[row]["ratio"] if row in counted else None,
                 unlike=() if self._computes_as_much(row, counted) else (_TITLES[LONGER],),
+                silent=self._silent(row, sizes),
             )
+
+    def _silent(self, row: str, sizes: Mapping[str, int | None]) -> str | None:
+        """Return the title of the row that a row is compared with, to see what its prior is worth."""
+        own = self.spec.rows[row].silent if row in self.spec.rows else None
+        alike = self.spec.silent if sizes.get(row) == sizes.get(self.spec.silent or "", -1) else None
+        silent = own or alike
+        return self._title(silent) if silent and silent != row else None
 
     def _computes_as_much(self, row: str, counted: Mapping[str, Mapping[str, Any]]) -> bool:
         """Whether a row's steps cost what those cost whose compute the backbone alone was given."""
@@ -361,7 +368,10 @@ class RefinedExperiment:
         text += f" {refined.steps:,} steps of {both}, by the seed that draws {drawn}"
         text += "; ± is the sample deviation over seeds."
         if self.spec.silent:
-            text += " Over silent: the difference to the run of the same seed whose prior says nothing."
+            text += (
+                " Over silent: the difference to the run of the same seed and the same network whose prior "
+                "says nothing; a prior of another width makes another network."
+            )
         if any("apart" in self._ways(row) for row in self._rows):
             text += (
                 " Over its own backbone: the difference to the backbone of the same run without its refiner; "
@@ -384,3 +394,10 @@ class RefinedExperiment:
             f"compute as much as those with {self._title(like)}. Over longer: of rows whose steps compute as "
             f"much, to a tenth."
         )
+
+
+def _refiner_size(runs: _Reports) -> int | None:
+    """Return the parameters of the refiner in reports; None while there are none."""
+    sizes = (report["refiner_parameters"] for run in runs.values() for report in run.values())
+    size: int | None = next(sizes, None)
+    return size

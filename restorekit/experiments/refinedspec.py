@@ -36,6 +36,11 @@ class RefinedRowSpec(Spec):
         default=False,
         description="measure its backbone without the refiner, too: what it learned meanwhile",
     )
+    silent: str | None = Field(
+        default=None,
+        description="name of the row of the same network whose prior says nothing, with which it is compared"
+        " seed by seed; by default that of the experiment, for rows as large as it",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +106,8 @@ class RefinedSpec(Spec):
     rows: Mapping[str, RefinedRowSpec] = Field(min_length=1, description="by name, from top to bottom")
     silent: str | None = Field(
         default=None,
-        description="name of the row whose prior says nothing, with which others are compared seed by seed",
+        description="name of the row whose prior says nothing, with which others as large as it are compared"
+        " seed by seed",
     )
     longer: LongerSpec | None = Field(default=None, description="the same compute without a refiner")
     tasks: Mapping[str, RefinedTaskSpec] = Field(min_length=1, description="by name")
@@ -127,12 +133,14 @@ class RefinedSpec(Spec):
         for name in (BASE, LONGER):
             if name in self.rows:
                 raise wrong(f"a row cannot be called {name}, there is one already", "rename it")
-        if self.silent is not None and self.silent not in self.rows:
-            known = ", ".join(self.rows)
-            raise wrong(
-                f"silent is {self.silent!r}, which is no row; rows: {known}",
-                near(self.silent, self.rows) or "name the row whose prior says nothing",
-            )
+        named = {"silent": self.silent} | {f"rows.{key}.silent": row.silent for key, row in self.rows.items()}
+        for where, silent in named.items():
+            if silent is not None and silent not in self.rows:
+                known = ", ".join(self.rows)
+                raise wrong(
+                    f"{where} is {silent!r}, which is no row; rows: {known}",
+                    near(silent, self.rows) or "name the row whose prior says nothing",
+                )
         if self.longer and self.longer.like not in self.rows:
             known = ", ".join(self.rows)
             raise wrong(

@@ -91,6 +91,8 @@ class Repeated:
         apart: of the backbones of the runs without their refiners, as ``runs``.
         compute: of a step of training, against one of the backbone alone; None where that is one.
         unlike: names of lines that it is not to be compared with.
+        silent: name of the line of the same network whose prior says nothing. Another prior's width makes
+            another network, whose other start can be worth more than any prior.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Repeated:
     apart: Mapping[int, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     compute: float | None = None
     unlike: Collection[str] = ()
+    silent: str | None = None
 
     def whole(self, columns: Sequence[str]) -> list[Line]:
         """Return the runs that have every column."""
@@ -126,7 +129,6 @@ def compared(
     lines: Sequence[Repeated],
     columns: Sequence[str],
     over: Mapping[str, str],
-    paired: Mapping[str, str] | None = None,
 ) -> str:
     """Return a table of PSNR in dB and SSIM, means and sample deviations over seeds.
 
@@ -135,10 +137,9 @@ def compared(
         columns: that averages are over; with one there is no average.
         over: names of lines by heading: adds how much the average of lines with seeds is above
             theirs.
-        paired: likewise, seed by seed and to three decimals, for differences that are small beside what
-            seeds make.
     """
-    paired = paired or {}
+    # Seed by seed and to three decimals: these differences are small beside what seeds make.
+    paired = ["over silent"] if any(line.silent for line in lines) else []
     instead = ["prior's mean instead"] if any(line.instead for line in lines) else []
     apart = ["over its own backbone"] if any(line.apart for line in lines) else []
     by_name = {line.name: line for line in lines}
@@ -156,10 +157,8 @@ def compared(
             ours, theirs = average[line.name], average.get(name)
             known = ours and theirs and line.seeded and name not in (line.name, *line.unlike)
             cells.append(f"{statistics.fmean(ours) - statistics.fmean(theirs):+.2f}" if known else "")  # type: ignore[arg-type]
-        for name in paired.values():
-            other = by_name.get(name)
-            known = other is not None and line.seeded and line.name != name
-            cells.append(_spread(line.over(other.runs, columns), 3, "+") if known and other else "")
+        silent = by_name.get(line.silent or "")
+        cells += [_spread(line.over(silent.runs, columns), 3, "+") if silent else "" for _ in paired]
         cells += [_spread(line.over(line.apart, columns), 3, "+") for _ in apart]
         cells += [_spread([-gain for gain in line.over(line.instead, columns)], 3, "+") for _ in instead]
         cells.append("" if line.parameters is None else f"{line.parameters:,}")

@@ -32,7 +32,7 @@ Unit = Literal["unit"]
 
 # The published width between the layers that embed the prior, and smaller ones for wider priors; above 1024
 # a network of the published width would have a million parameters.
-_HIDDEN = (256, 128, 64, 32)
+_HIDDEN = (256, 128, 64, 32, 16, 8)
 _WIDE_PRIOR, _MOST = 1024, 1_000_000
 _BYTES_PER_PIXEL = 128
 # Smaller windows would be mostly overlap.
@@ -64,7 +64,7 @@ class PTGRM(Refiner):
             trained already; ``random`` leaves the last layer as torch makes it.
         trust: the logit of that mask: 4 is 0.98, next to the identity; 2 is 0.88. Where the sigmoid is as
             flat as at 4, a short training leaves the mask as it is, and the mask is where most of the gain
-            comes from.
+            comes from. It is not asked where there is no such mask.
         range_map: ``prior``; ``snr``, from how noisy the degraded image is; ``sum``, none (table 3).
         channel_attention: guided by the ``prior``, by ``features`` alone, or ``none``.
         spatial_attention: likewise.
@@ -130,8 +130,15 @@ class PTGRM(Refiner):
             concatenation=(concatenation, Concatenation),
             level=(level, Level),
         )
+        least = {"prior_features": (prior_features, 1), "width": (width, 1), "long_blocks": (long_blocks, 0)}
+        least |= {"dense_features": (dense_features, 0)}
+        least |= {"prior_hidden": (prior_hidden, 1)} if prior_hidden is not None else {}
+        least |= {"latent_features": (latent_features, 1)} if latent_features is not None else {}
+        for name, (number, smallest) in least.items():
+            _require(number >= smallest, f"{name} is {number}, not at least {smallest}")
         _require(
-            min(prior_features, width, long_blocks + 1) >= 1, "prior_features and width have to be positive"
+            isinstance(prior_scale, str) or math.isfinite(prior_scale),
+            f"prior_scale is {prior_scale}, not finite",
         )
         _require(math.isfinite(trust), f"trust is {trust}, not finite")
         _require(channels in (1, 3, 6), f"channels is {channels}, not 1, 3 or 6")
@@ -145,6 +152,7 @@ class PTGRM(Refiner):
             window == 0 or window >= _LEAST_WINDOW, f"window is {window}, not 0 or at least {_LEAST_WINDOW}"
         )
         _require(level == "image" or window == 0, "window is for images, level is 'feature'")
+        _require(level == "image" or head == "paper", "the head 'release' is for images, level is 'feature'")
         _require(
             level == "image" or latent_features is not None,
             "level 'feature' needs latent_features, those that the backbone declares",
@@ -242,7 +250,7 @@ class PTGRM(Refiner):
         with torch.no_grad():
             degraded, restored, (height, width) = self._padded(degraded, restored)
             work = Work.on(self._anchor.device)
-            f, maps = self._latent(degraded, restored, self._guide(prior, None), work)
+            f, maps = self._latent(degraded, restored, self._guide(prior, None, len(degraded)), work)
             values: Tensor = self.decoder(f, work, lambda values, strip: values)
             values = values[..., :height, :width]
         if self.head == "paper":
@@ -266,7 +274,7 @@ class PTGRM(Refiner):
         ``places`` are those of ``forward``.
         """
         latent = latent.detach() if self.detach else latent
-        guide, work = self._guide(prior, places), Work.on(self._anchor.device)
+        guide, work = self._guide(prior, places, len(latent)), Work.on(self._anchor.device)
         f, maps = self._guided(self.encoder(latent), guide, None, work)
         mask, residual = torch.split(self.decoder(f), [1, latent.shape[1]], 1)
         # One is added, so that a network whose last layer is zero is exactly the identity.
@@ -280,7 +288,13 @@ class PTGRM(Refiner):
     def _padded(self, degraded: Tensor, restored: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
         given = [image.shape[1] for image in (degraded, restored)]
         wanted = [self.channels, self.out_channels or self.channels]
-        if given != wanted or degraded[:, :1].shape != restored[:, :1].shape:
+        if degraded[:, :1].shape != restored[:, :1].shape:
+            sizes = " and ".join(str(tuple(image.shape)) for image in (degraded, restored))
+            raise ContractError(
+                f"ptgrm takes a degraded and a restored image of one size, found {sizes}",
+                "put it behind a backbone that keeps the size",
+            )
+        if given != wanted:
             count = self.channels if self.out_channels is None else f"{wanted[0]} and {wanted[1]}"
             raise ContractError(
                 f"ptgrm takes two images of {count} channels, found {tuple(degraded.shape)} and "
@@ -307,7 +321,7 @@ class PTGRM(Refiner):
             )
         degraded, restored, (height, width) = self._padded(degraded, restored)
         restored = restored.detach() if self.detach else restored
-        f, _ = self._latent(degraded, restored, self._guide(prior, places), work)
+        f, _ = self._latent(degraded, restored, self._guide(prior, places, len(degraded)), work)
         degraded = one_view(degraded)
 
         def finish(values: Tensor, strip: Strip) -> Tensor:
@@ -361,9 +375,14 @@ class PTGRM(Refiner):
         maps = {"M": score, "M_c": channels, "M_s": pixels}
         return f, {name: value for name, value in maps.items() if value is not None}
 
-    def _guide(self, prior: PriorFeatures, places: Tensor | None) -> Guide:
+    def _guide(self, prior: PriorFeatures, places: Tensor | None, images: int) -> Guide:
         """Return the prior at unit length, and its dense map where that is used."""
         weight = self._anchor
+        if len(prior.glob) != images:
+            raise ContractError(
+                f"ptgrm refines {images} images, and the prior describes {len(prior.glob)}",
+                "ask the prior of the images that are refined",
+            )
         if prior.glob.shape[-1] != self.prior_features:
             raise ContractError(
                 f"ptgrm was built for a prior of {self.prior_features} features, this one has "
@@ -411,12 +430,13 @@ def _count(module: nn.Module) -> int:
 def _hidden(prior_features: int, core: Callable[[int], Sequence[nn.Module]], left: int) -> int:
     """Return the width between the layers that embed a prior, with which so many parameters suffice.
 
-    A network that is larger for other reasons has the published one.
+    A network that is larger for other reasons has the published one, behind a wide prior the smallest.
     """
-    widths = _HIDDEN if prior_features <= _WIDE_PRIOR else _HIDDEN[1:]
+    wide = prior_features > _WIDE_PRIOR
+    widths = _HIDDEN[1:] if wide else _HIDDEN
     with torch.device("meta"):
         fits = [width for width in widths if sum(_count(part) for part in core(width)) < left]
-    return fits[0] if fits else widths[0]
+    return fits[0] if fits else widths[-1 if wide else 0]
 
 
 def _check_words(**words: tuple[str, Any]) -> None:

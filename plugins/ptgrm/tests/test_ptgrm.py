@@ -35,7 +35,7 @@ def test_sizes_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("latent", [None, 384, 1024])
-@pytest.mark.parametrize("features", [32, 512, 1024, 1025, 1280, 1408, 2432, 2560, 4096, 5120])
+@pytest.mark.parametrize("features", [32, 512, 1024, 1025, 1280, 1408, 2432, 2560, 4096, 5120, 12288])
 def test_less_than_a_million_parameters_for_every_prior(features, latent):
     inside = {"level": "feature", "latent_features": latent} if latent else {}
     assert count(prior_features=features, **inside) < 1e6
@@ -275,7 +275,7 @@ def test_prior_of_unit_scale_has_values_of_one_whatever_its_width():
     for features in (16, 64):
         network = built(prior_features=features, prior_scale="unit")
         assert network.prior_scale == features**0.5
-        guide = network._guide(given(features=features)[2], None).prior
+        guide = network._guide(given(features=features)[2], None, 1).prior
         assert guide.square().mean().sqrt() == pytest.approx(1)
 
 
@@ -380,6 +380,10 @@ def test_what_does_not_fit_is_named():
         built()(degraded, restored, PriorFeatures(prior.glob[:, :12]))
     with pytest.raises(ContractError, match="built for 5 dense features, this prior has None"):
         built(**ABLATIONS["2D prior"])(degraded, restored, PriorFeatures(prior.glob))
+    with pytest.raises(ContractError, match="describes 2"):
+        built()(degraded, restored, PriorFeatures(prior.glob.repeat(2, 1)))
+    with pytest.raises(ContractError, match="of one size, found"):
+        built()(degraded, restored[..., 4:], prior)
     with pytest.raises(ContractError, match="two images of 3 channels"):
         built()(degraded[:, :1], restored, prior)
     with pytest.raises(ContractError, match="inside a backbone"):
@@ -399,7 +403,13 @@ def test_what_does_not_fit_is_named():
         ({"window": 64, "level": "feature", "latent_features": 8}, "window is for images"),
         ({"level": "feature"}, "needs latent_features"),
         ({"concatenation": "map"}, "go together"),
-        ({"prior_features": 0}, "positive"),
+        ({"prior_features": 0}, "prior_features is 0, not at least 1"),
+        ({"long_blocks": -1}, "long_blocks is -1, not at least 0"),
+        ({"prior_hidden": -4}, "prior_hidden is -4, not at least 1"),
+        ({"dense_features": -3}, "dense_features is -3, not at least 0"),
+        ({"level": "feature", "latent_features": 0}, "latent_features is 0, not at least 1"),
+        ({"prior_scale": float("nan")}, "prior_scale is nan, not finite"),
+        ({"level": "feature", "latent_features": 8, "head": "release"}, "head 'release' is for images"),
         ({"level": "feature", "latent_features": 8, "range_map": "snr"}, "for images"),
     ],
 )

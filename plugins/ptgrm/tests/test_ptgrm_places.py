@@ -75,11 +75,11 @@ def test_inside_a_window_features_are_those_of_the_image():
     latent = torch.rand(1, 16, 40, 56, dtype=torch.float64)
     prior = doubled(given())[2]
     with torch.no_grad():
-        whole, maps = network._guided(latent, network._guide(prior, None), None, Work())
+        whole, maps = network._guided(latent, network._guide(prior, None, 1), None, Work())
         top, left, bottom, right = place = (8, 20, 32, 52)
         window = latent[:, :, top:bottom, left:right]
         part, _ = network._guided(window, network._guide(prior, shares(place)), None, Work())
-        lost, _ = network._guided(window, network._guide(prior, None), None, Work())
+        lost, _ = network._guided(window, network._guide(prior, None, 1), None, Work())
     inner = (..., slice(8, -8), slice(8, -8))
     expected = whole[:, :, top:bottom, left:right][inner]
     torch.testing.assert_close(part[inner], expected)
