@@ -78,7 +78,7 @@ def test_inside_a_window_features_are_those_of_the_image():
         whole, maps = network._guided(latent, network._guide(prior, None, 1), None, Work())
         top, left, bottom, right = place = (8, 20, 32, 52)
         window = latent[:, :, top:bottom, left:right]
-        part, _ = network._guided(window, network._guide(prior, shares(place)), None, Work())
+        part, _ = network._guided(window, network._guide(prior, shares(place), 1), None, Work())
         lost, _ = network._guided(window, network._guide(prior, None, 1), None, Work())
     inner = (..., slice(8, -8), slice(8, -8))
     expected = whole[:, :, top:bottom, left:right][inner]
