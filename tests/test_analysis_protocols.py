@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from analysis_cases import SMALL, both, noisy, scenes, striped, toy
+from analysis_cases import SMALL, Layers, both, noisy, scenes, striped, toy
 from torch import nn
 
 from restorekit.analysis import attribute, contrasted, rank
@@ -224,6 +224,31 @@ def test_retraining_trains_what_is_used_twice_in_both_places():
     assert isinstance(network.first.weight, nn.Parameter)
     assert not torch.equal(network.first.weight, base.first.weight)
     assert torch.equal(network.first.bias, base.first.bias)
+
+
+class Root(Layers):
+    """Ends in a root, whose gradient at zero is infinite and whose value is not."""
+
+    def forward(self, degraded):
+        return self.layers(degraded).abs().sqrt()
+
+
+def test_a_gradient_that_is_no_number_ends_retraining_and_leaves_the_base():
+    base = Root(nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 3, padding=1, bias=False))
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    table, clean = FilterTable.of(base), torch.rand(2, 3, 8, 8)
+    # Black from the second step on.
+    batches = [(clean, clean), (torch.zeros_like(clean), clean)]
+    losses = []
+    with pytest.raises(TrainingError, match=r"gradient of layers\.0\.weight is not finite at step 1"):
+        retrain(
+            *(base, table, torch.arange(len(table)), batches.__getitem__),
+            steps=2,
+            progress=lambda step, loss: losses.append(loss),
+        )
+    assert len(losses) == 1 and all(
+        torch.equal(value, before[name]) for name, value in base.state_dict().items()
+    )
 
 
 def test_discovered_places_learn_more_than_random_ones(trained):

@@ -55,7 +55,7 @@ def retrain(
         progress: called after every step with its number and loss.
 
     Raises:
-        TrainingError: the loss is not finite any more.
+        TrainingError: the loss or a gradient is not finite any more; ``base`` is untouched.
     """
     network = copy.deepcopy(base).requires_grad_(False).eval()
     frozen = dict(network.named_parameters())
@@ -82,12 +82,22 @@ def retrain(
             raise TrainingError(f"the loss is {reached} at step {step}", "lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        _check_gradients(values, step)
         optimizer.step()
         progress(step + 1, reached)
     with torch.no_grad():
         for name, weight in _written(frozen, where, values).items():
             frozen[name].copy_(weight)
     return network
+
+
+def _check_gradients(values: dict[str, nn.Parameter], step: int) -> None:
+    for name, value in values.items():
+        if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
+            raise TrainingError(
+                f"the gradient of {name} is not finite at step {step}",
+                "leave the images of this step out, or look for a root or a division at zero in the network",
+            )
 
 
 def _homes(network: nn.Module, weights: nn.Parameter) -> list[str]:
