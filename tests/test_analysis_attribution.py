@@ -14,9 +14,10 @@ from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
 from restorekit.analysis.pairs import Pair
+from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, retrain
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
-from restorekit.errors import RestoreKitError
+from restorekit.errors import ImageError, RestoreKitError
 from restorekit.filters import FilterTable
 from restorekit.filterscores import FilterScores
 from restorekit.memory import _LiveBytes
@@ -208,6 +209,45 @@ def test_networks_and_states_give_the_same_scores_and_marks():
     found[0].check_base(base.state_dict())
     with pytest.raises(RestoreKitError, match="both states"):
         attribute(base.state_dict(), target.state_dict(), pairs, label="x")
+
+
+def test_any_module_that_keeps_the_shape_of_its_images_is_a_network():
+    torch.manual_seed(0)
+    # A convolution has a padding and channels of its own, which are no promises of a backbone.
+    base = nn.Conv2d(3, 3, 3, padding=1).double()
+    target, wrapped = moved(base, 2.0), Layers(base)
+    found = attribute(base, target, images(2), label="x", steps=1)
+    assert found.table.tensors[0].name == "weight" and found.completeness.error < 1e-12
+    same = attribute(wrapped, Layers(target), images(2), label="x", steps=1)
+    assert torch.equal(found.values, same.values)
+    for method in ("ig", "delta"):
+        assert rank(method, base, target, images(1), label="x", steps=2).values.any()
+    best, degraded = found.top(0.3), images(1)[0][0]
+    assert mask_drop(target, base, found.table, best, [degraded]).mean > 0
+    outputs = modulate(target, base, found.table, best, degraded, (1.0,))
+    assert torch.equal(outputs[0], target(degraded))
+    trained = retrain(base, found.table, best, lambda step: images(1)[0], steps=1)
+    assert not torch.equal(trained.weight, base.weight) and torch.equal(trained.bias, base.bias)
+    assert ImageScorer(base, target, found.table, steps=2)(degraded).any()
+
+
+@pytest.mark.parametrize("network", [nn.Conv2d(3, 3, 3), nn.Conv2d(3, 1, 1), nn.Identity()])
+def test_a_module_that_changes_the_shape_of_its_images_is_told_what_is_wanted(network):
+    base = nn.Sequential(nn.Conv2d(3, 3, 1), network).double()
+    if isinstance(network, nn.Identity):
+        base.register_forward_hook(lambda module, given, output: (output,))
+    with pytest.raises(RestoreKitError, match=r"Sequential makes .* of \(1, 3, 16, 19\)") as refused:
+        attribute(base, moved(base), images(1), label="x", steps=1)
+    assert "keeps the shape" in refused.value.hint
+    ((degraded, clean),) = images(1)
+    with pytest.raises(ImageError, match="has 3 channels and the clean one 1, Sequential is taken to keep"):
+        attribute(base, moved(base), [(degraded, clean[:, :1])], label="x", steps=1)
+
+
+def test_what_is_neither_a_network_nor_a_state_is_named():
+    _, target = both("srcnn")
+    with pytest.raises(RestoreKitError, match="str is given instead of a network or its state"):
+        attribute("base.safetensors", target, images(1, 2, 8), label="x")
 
 
 def test_the_networks_that_are_given_stay_as_they_are():

@@ -132,7 +132,8 @@ def attribute(
 
     Args:
         base: the baseline without the ability, as a network or as its state.
-        target: the network with the ability, fine-tuned from the baseline; one of the two is a network.
+        target: the network with the ability, fine-tuned from the baseline; one of the two is a network: a
+            ``Backbone``, or any module that keeps the shape of its images (B, C, H, W).
         pairs: degraded and clean images, (C, H, W) or (1, C, H, W), optionally with a name as third; for a
             network of scale s the clean one is s times as large. Degraded images are padded to the network's
             multiple as in pipelines, and only pixels of the image enter the loss. Images that come again must

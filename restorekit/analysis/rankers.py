@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from restorekit.analysis.attribution import Count, Progress, Sums, attribute
-from restorekit.analysis.pairs import Pair, pairs_of, restored
+from restorekit.analysis.pairs import Pair, Terms, pairs_of, restored
 from restorekit.analysis.rules import Rule, check_steps
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
 from restorekit.errors import RestoreKitError
@@ -103,10 +103,11 @@ def rank(
     marks = {"base": mark_of(base, model), "target": mark_of(target, model)}
     details: dict[str, Any] = {}
     if method == "ig":
-        if model.out_channels not in (None, model.channels):
+        terms = Terms.of(model)
+        if terms.out_channels not in (None, terms.channels):
             raise RestoreKitError(
                 f"ig goes from the clean image to the degraded one, and {type(model).__name__} takes"
-                f" {model.channels} channels and gives {model.out_channels}",
+                f" {terms.channels} channels and gives {terms.out_channels}",
                 "use faig, which goes along the weights",
             )
         steps = 100 if steps == "auto" else steps
