@@ -17,7 +17,7 @@ from restorekit.analysis.pairs import Pair
 from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, retrain
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
-from restorekit.errors import ImageError, RestoreKitError
+from restorekit.errors import ImageError, RestoreKitError, WeightsError
 from restorekit.filters import FilterTable
 from restorekit.filterscores import FilterScores
 from restorekit.memory import _LiveBytes
@@ -378,6 +378,18 @@ def test_results_survive_their_files_and_are_scores_of_filters(tmp_path):
     assert (read.images, read.rule, read.steps, read.loss) == (1, "mid", 2, "sse")
     plain = FilterScores.load(path)
     assert type(plain) is FilterScores and plain.label == "noise" and plain.details["steps"] == 2
+
+
+def test_scores_of_another_ranker_are_no_result_of_an_attribution(tmp_path):
+    base, target = both("srcnn")
+    for method in ("delta", "random", "ig"):
+        made = rank(method, base, target, images(1, 2, 8), label="x", steps=1)
+        path = made.save(tmp_path / f"{method}.safetensors")
+        with pytest.raises(WeightsError, match=f"are by {method} .*completeness") as refused:
+            FAIGResult.load(path)
+        assert "FilterScores.load" in refused.value.hint and FilterScores.load(path).method == method
+    single = rank("gradxdelta", base, target, images(1, 2, 8), label="x").save(tmp_path / "one.safetensors")
+    assert FAIGResult.load(single).steps == 1
 
 
 @pytest.mark.parametrize("unit", ["kernel", "weight"])

@@ -85,6 +85,15 @@ def test_other_methods_go_on_too_and_end_the_same(method, tmp_path):
             attribute(base, target, pairs, **words)
 
 
+@pytest.mark.parametrize("method", ["faig", "ig"])
+def test_a_checkpoint_may_be_named_by_its_text(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"
+    whole = rank(method, base, target, pairs, label="x", steps=2, checkpoint=str(file))
+    again = rank(method, base, target, pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
+    assert torch.equal(whole.values, again.values)
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     base, target = both("srcnn")
     pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"

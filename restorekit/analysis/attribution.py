@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 _STATE = "restorekit.attribution/1"
+# What a result has beside its scores.
+_FACTS = ("rule", "steps", "loss", "images", "completeness", "others")
 # Where the search for a number of steps begins, ends, and how many images it looks at.
 _FEWEST, _MOST, _PROBES = 8, 256, 2
 
@@ -106,6 +108,23 @@ class FAIGResult(FilterScores):
         """Absolute attribution of each moved tensor without filters (biases, norms), mean over images."""
         return dict(self.details["others"])
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            WeightsError: the file is missing, damaged, of another kind, or its scores are no attribution's.
+        """
+        found = super().load(path)
+        missing = [name for name in _FACTS if name not in found.details]
+        if missing:
+            raise WeightsError(
+                f"the scores of {path} are by {found.method} and say nothing of an attribution:"
+                f" {', '.join(missing)} missing",
+                "read it with FilterScores.load",
+            )
+        return found
+
 
 def attribute(
     base: Network,
@@ -123,7 +142,7 @@ def attribute(
     loss: Loss = "sse",
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> FAIGResult:
     """Score every filter by its part in what training on a degradation changed: FAIG.
 
@@ -180,7 +199,8 @@ def attribute(
         "loss": loss_name,
         "asked": str(tolerance) if auto else str(steps),
     }
-    sums = Sums.begun(checkpoint, facts)
+    file = None if checkpoint is None else Path(checkpoint)
+    sums = Sums.begun(file, facts)
     count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
     checked = pairs_of(pairs, model)
     if not sums.steps:
@@ -189,14 +209,14 @@ def attribute(
         sums.steps = (
             _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else int(steps)
         )
-        sums.save(checkpoint)
+        sums.save(file)
     places = points(rule, sums.steps)
     count.begin(sums.steps, sums.images)
 
     def score(pair: Pair, into: Tensor) -> None:
         sums.add(walk.score(pair, places, criterion, into, count.step))
 
-    sums.over(checked, walk.scores, score, checkpoint)
+    sums.over(checked, walk.scores, score, file)
     return sums.result(table)
 
 

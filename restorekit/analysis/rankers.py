@@ -47,7 +47,7 @@ def rank(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> FilterScores:
     """Score filters by any method; arguments that a method does not need are not looked at.
 
@@ -115,10 +115,11 @@ def rank(
         steps = int(steps)
         walk = Walk(base, target, table, torch.device(device) if device is not None else None)
         facts = {"method": method, "table": table.to_json(), "label": label, **marks, "asked": str(steps)}
-        sums = Sums.begun(checkpoint, facts)
+        file = None if checkpoint is None else Path(checkpoint)
+        sums = Sums.begun(file, facts)
         count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
         count.begin(steps, sums.images)
-        values = _integrated(walk, pairs_of(pairs, model), steps, sums, count, checkpoint)
+        values = _integrated(walk, pairs_of(pairs, model), steps, sums, count, file)
         details = {"steps": steps, "images": sums.images}
     elif method == "delta":
         values = relative_change(state_of(base), state_of(target), table)
