@@ -157,6 +157,7 @@ def test_pairs_that_do_not_fit_are_named():
         ((degraded[:, :1], clean), r"image 2: the degraded image has 1 channels, SRCNN expects 3"),
         ((degraded.expand(2, -1, -1, -1), clean), r"image 2: .* one image at a time|shape \(2, 3, 8, 11\)"),
         ((degraded * float("nan"), clean, "x.png"), r"x.png: the degraded image holds NaN"),
+        ((degraded[..., :0, :], clean[..., :0, :], "x.png"), r"x.png: the degraded image is empty: 11 x 0"),
         ((degraded,), r"image 2 is no pair[\s\S]*give \(degraded, clean\)"),
         (7, r"image 2 is no pair"),
         ((degraded.numpy(), clean, "x.png"), r"x.png: ndarray is given instead of a tensor"),
@@ -165,6 +166,35 @@ def test_pairs_that_do_not_fit_are_named():
             attribute(base, target, [good, wrong], label="x", steps=1)
     with pytest.raises(ImageError, match="no images"):
         attribute(base, target, [], label="x", steps=1)
+
+
+@pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])
+@pytest.mark.parametrize("pairs", [[], iter(())])
+def test_without_images_there_is_nothing_to_go_on_from(method, pairs, tmp_path):
+    base, target = both("srcnn")
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(ImageError, match="there are no images to attribute with"):
+        rank(method, base, target, pairs, label="x", checkpoint=file)
+    # Steps that were looked for on no image would be taken for all that come later.
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -0.1, "0.02", None])
+def test_a_tolerance_that_cannot_be_reached_is_refused(tolerance):
+    base, target = both("srcnn")
+    for steps in ("auto", 2):
+        with pytest.raises(RestoreKitError, match=f"completeness error of {tolerance!r} cannot be reached"):
+            attribute(base, target, images(1, 2, 8), label="x", steps=steps, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("which", ["base", "target"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_change_of_weights_that_are_no_numbers_is_refused(which, value):
+    networks = dict(zip(("base", "target"), both("srcnn"), strict=True))
+    with torch.no_grad():
+        networks[which].features[2].weight[0, 0, 0, 0] = value
+    with pytest.raises(WeightsError, match=rf"features\.2\.weight of the {which} holds NaN or infinity"):
+        rank("delta", **networks, label="x")
 
 
 @pytest.mark.parametrize("steps", ["foo", "16", 2.5, None, 0])

@@ -144,6 +144,8 @@ def test_a_drop_is_the_mean_squared_difference_of_gradient_maps_in_thousandths()
     assert mask_drop(target, base, table, filters[:0], degraded).mean == 0
     with pytest.raises(ImageError, match="no images"):
         mask_drop(target, base, table, filters, [])
+    with pytest.raises(ImageError, match="an image of 8 x 0 is empty"):
+        mask_drop(target, base, table, filters, degraded[:, :, :0])
     with pytest.raises(RestoreKitError, match="no metric called 'lpips'"):
         mask_drop(target, base, table, filters, degraded, "lpips")
 

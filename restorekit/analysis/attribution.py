@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,7 +35,7 @@ from restorekit.analysis.walk import (
     mark_of,
     network_of,
 )
-from restorekit.errors import ImageError, OutputError, WeightsError
+from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.files import replacing
 from restorekit.filters import FilterTable, Unit, fingerprint
 from restorekit.filterscores import FilterScores
@@ -177,15 +178,21 @@ def attribute(
         scores of all filters, each 0 or more, in the precision of the network; float32 in files.
 
     Raises:
-        ImageError: a pair does not fit; it is named. Or there are fewer than the checkpoint has.
+        ImageError: a pair does not fit; it is named. Or there are none, or fewer than the
+            checkpoint has.
         WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
         OutputError: the checkpoint cannot be written.
-        RestoreKitError: the unit, the rule, the loss or the number of steps is unknown, there are no images,
-            nothing differs, or a loss or a gradient is not finite: it is named.
+        RestoreKitError: the unit, the rule, the loss or the number of steps is unknown, the tolerance is no
+            number of 0 or more, nothing differs, or a loss or a gradient is not finite: it is named.
     """
     model = network_of(target, base)
     table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
     criterion, loss_name = criterion_of(loss)
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
+        raise RestoreKitError(
+            f"a completeness error of {tolerance!r} cannot be reached",
+            "use a tolerance of 0 or more, as 0.02",
+        )
     auto = steps == "auto"
     points(rule, _FEWEST if steps == "auto" else steps)
     walk = Walk(base, target, table, torch.device(device) if device is not None else None)
@@ -205,6 +212,9 @@ def attribute(
     checked = pairs_of(pairs, model)
     if not sums.steps:
         first = list(islice(checked, _PROBES))
+        # Before a number of steps that no image asked for is kept.
+        if not first:
+            raise _no_images()
         checked = chain(first, checked)
         sums.steps = (
             _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else int(steps)
@@ -342,7 +352,7 @@ class Sums:
                 "give all that it was begun with, or remove the checkpoint",
             )
         if not given:
-            raise ImageError("there are no images to attribute with", "give at least one pair")
+            raise _no_images()
 
     def add(self, image: Parts) -> None:
         """Add what one image says beside its scores."""
@@ -437,6 +447,10 @@ class Sums:
                     "remove it, or name another file",
                 )
         return found
+
+
+def _no_images() -> ImageError:
+    return ImageError("there are no images to attribute with", "give at least one pair")
 
 
 def _short(value: object) -> str:

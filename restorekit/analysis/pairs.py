@@ -90,6 +90,8 @@ def pairs_of(pairs: Iterable[Sequence[Any]], network: nn.Module) -> Iterator[Pai
                     f"{name}: the {what} image has shape {tuple(image.shape)}",
                     "attribution looks at one image at a time: give (C, H, W) or (1, C, H, W)",
                 )
+            if not image.numel():
+                raise ImageError(f"{name}: the {what} image is empty: {_size(image)}", "leave it out")
             if image.shape[1] != (channels or image.shape[1]):
                 raise ImageError(
                     f"{name}: the {what} image has {image.shape[1]} channels, {type(network).__name__}"
@@ -118,8 +120,11 @@ def restored(network: nn.Module, degraded: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C, sH, sW): padded to the network's multiple and cropped, as in pipelines.
 
     Raises:
+        ImageError: the image is empty.
         ContractError: a network that is no ``Backbone`` does not keep the shape of its images.
     """
+    if not degraded.numel():
+        raise ImageError(f"an image of {_size(degraded)} is empty", "leave it out")
     terms = Terms.of(network)
     height, width = (side * terms.scale for side in degraded.shape[-2:])
     output: Tensor = network(pad_to_multiple(degraded, terms.size_multiple, terms.padding))

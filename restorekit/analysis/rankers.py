@@ -18,7 +18,7 @@ from restorekit.analysis.attribution import Count, Progress, Sums, attribute
 from restorekit.analysis.pairs import Pair, Terms, pairs_of, restored
 from restorekit.analysis.rules import Rule, check_steps
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
-from restorekit.errors import RestoreKitError
+from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterTable, Unit
 from restorekit.filterscores import FilterScores
 
@@ -86,7 +86,7 @@ def rank(
             label=label,
             rule="left" if single else rule,
             steps=1 if single else steps,
-            tolerance=tolerance,
+            tolerance=0.0 if single else tolerance,
             unit=unit,
             include=include,
             exclude=exclude,
@@ -133,10 +133,18 @@ def relative_change(base: Mapping[str, Tensor], target: Mapping[str, Tensor], ta
     """Return the change of each filter relative to its size in the baseline: (F,).
 
     sum |theta - theta'| / sum |theta'|: the same for every degradation.
+
+    Raises:
+        WeightsError: a weight is not finite; its tensor is named.
     """
     rows = []
     for tensor in table:
         one, other = (tensor.rows(state[tensor.name].detach().float().cpu()) for state in (target, base))
+        for weights, what in ((one, "target"), (other, "base")):
+            if not bool(torch.isfinite(weights).all()):
+                raise WeightsError(
+                    f"{tensor.name} of the {what} holds NaN or infinity", "give weights that are finite"
+                )
         rows.append((one - other).abs().sum(1) / other.abs().sum(1).clamp_min(_TINY))
     return torch.cat(rows)
 
