@@ -102,6 +102,12 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
         facts = {"label": "x", "steps": 2, **changes}
         with pytest.raises(WeightsError, match=f"begun with another {key}"):
             attribute(base, target, pairs, checkpoint=file, **facts)
+    for changes, told in (
+        ({"unit": "out"}, "another unit: kernel, now out"),
+        ({"exclude": "0"}, r"other layers: features\.0\.weight is \(6, 3, 3, 3\), now not among them"),
+    ):
+        with pytest.raises(WeightsError, match=rf"was begun with {told}\n"):
+            attribute(base, target, pairs, label="x", steps=2, checkpoint=file, **changes)
     with pytest.raises(WeightsError, match="begun with another target"):
         attribute(base, moved(base), pairs, label="x", steps=2, checkpoint=file)
     with pytest.raises(ImageError, match="image 1 is not the image that the checkpoint has at place 1"):
@@ -166,6 +172,23 @@ def test_pairs_that_do_not_fit_are_named():
             attribute(base, target, [good, wrong], label="x", steps=1)
     with pytest.raises(ImageError, match="no images"):
         attribute(base, target, [], label="x", steps=1)
+
+
+def test_levels_of_eight_bits_are_no_images():
+    base, target = both("srcnn")
+    ((degraded, clean),) = images(1, 2, 8)
+    levels = (degraded * 255, clean * 255)
+    for pair, what in ((levels, "degraded"), ((degraded, levels[1]), "clean")):
+        message = rf"image 1: the {what} image holds values from .* to 25\d"
+        with pytest.raises(ImageError, match=message) as told:
+            attribute(base, target, [pair], label="x", steps=1)
+        assert "divide 8-bit levels by 255" in told.value.hint
+    whole = ((degraded * 255).to(torch.uint8), (clean * 255).to(torch.uint8))
+    with pytest.raises(ImageError, match="the degraded image holds values from"):
+        attribute(base, target, [whole], label="x", steps=1)
+    # Noise of sigma 255, all the range that there is, is still an image.
+    noise = torch.randn(degraded.shape, generator=torch.Generator().manual_seed(0), dtype=degraded.dtype)
+    assert attribute(base, target, [(degraded + noise, clean)], label="x", steps=1).values.any()
 
 
 @pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])

@@ -154,10 +154,11 @@ def attribute(
         base: the baseline without the ability, as a network or as its state.
         target: the network with the ability, fine-tuned from the baseline; one of the two is a network: a
             ``Backbone``, or any module that keeps the shape of its images (B, C, H, W).
-        pairs: degraded and clean images, (C, H, W) or (1, C, H, W), optionally with a name as third; for a
-            network of scale s the clean one is s times as large. Degraded images are padded to the network's
-            multiple as in pipelines, and only pixels of the image enter the loss. Images that come again must
-            be the same: with ``checkpoint``, those that are done are compared.
+        pairs: degraded and clean images in [0, 1], which noise may leave, (C, H, W) or (1, C, H, W),
+            optionally with a name as third; for a network of scale s the clean one is s times as large.
+            Degraded images are padded to the network's multiple as in pipelines, and only pixels of the image
+            enter the loss. Images that come again must be the same: with ``checkpoint``, those that are done
+            are compared.
         label: what the filters matter for, the name of a degradation.
         rule: how the path is walked, see ``points``.
         steps: gradients for each image; ``auto`` doubles from 8 to at most 256, until on the first two images
@@ -442,8 +443,7 @@ class Sums:
         for key, value in json.loads(json.dumps(facts)).items():
             if found.facts.get(key) != value:
                 raise WeightsError(
-                    f"{path} was begun with another {key}: {_short(found.facts.get(key))}, now"
-                    f" {_short(value)}",
+                    f"{path} was begun with {_other(key, found.facts.get(key), value)}",
                     "remove it, or name another file",
                 )
         return found
@@ -451,6 +451,21 @@ class Sums:
 
 def _no_images() -> ImageError:
     return ImageError("there are no images to attribute with", "give at least one pair")
+
+
+def _other(key: str, was: Any, now: Any) -> str:
+    """Say how a fact differs from what it was."""
+    if key != "table" or not was:
+        return f"another {key}: {_short(was)}, now {_short(now)}"
+    before, after = FilterTable.from_json(was), FilterTable.from_json(now)
+    if before.unit != after.unit:
+        return f"another unit: {before.unit}, now {after.unit}"
+    one, other = ({tensor.name: tensor.shape for tensor in table} for table in (before, after))
+    for name in (*one, *other):
+        if one.get(name) != other.get(name):
+            shapes = (str(found.get(name, "not among them")) for found in (one, other))
+            return f"other layers: {name} is {', now '.join(shapes)}"
+    return "the same layers in other groups, or in another order"
 
 
 def _short(value: object) -> str:

@@ -17,6 +17,8 @@ from restorekit.tiling import pad_to_multiple
 
 # Weights of red, green and blue in luma (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
+# Noise as wide as the whole range, 255 levels, stays within six times of it; levels go far beyond.
+FARTHEST = 16.0
 _PAIR = "give (degraded, clean) or (degraded, clean, name), each image as (C, H, W) or (1, C, H, W)"
 
 
@@ -64,7 +66,8 @@ def pairs_of(pairs: Iterable[Sequence[Any]], network: nn.Module) -> Iterator[Pai
     """Check pairs for a network, one by one as they are asked for.
 
     Args:
-        pairs: of degraded and clean images, (C, H, W) or (1, C, H, W), optionally with a name as third.
+        pairs: of degraded and clean images in [0, 1], (C, H, W) or (1, C, H, W), optionally with a name as
+            third; values may leave the range as noise does, not as 8-bit levels do.
         network: what they are for.
 
     Raises:
@@ -100,6 +103,12 @@ def pairs_of(pairs: Iterable[Sequence[Any]], network: nn.Module) -> Iterator[Pai
                 )
             if not bool(torch.isfinite(image).all()):
                 raise ImageError(f"{name}: the {what} image holds NaN or infinity", "leave it out")
+            if float(image.abs().max()) > FARTHEST:
+                raise ImageError(
+                    f"{name}: the {what} image holds values from {float(image.min()):.4g} to"
+                    f" {float(image.max()):.4g}, images are in [0, 1], and with noise within {FARTHEST:g}",
+                    "divide 8-bit levels by 255",
+                )
         if terms.channels is None and one.shape[1] != other.shape[1]:
             raise ImageError(
                 f"{name}: the degraded image has {one.shape[1]} channels and the clean one {other.shape[1]},"
