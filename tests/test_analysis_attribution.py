@@ -17,6 +17,7 @@ from restorekit.analysis.pairs import Pair
 from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, retrain
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
+from restorekit.contracts import Backbone
 from restorekit.errors import ImageError, RestoreKitError, WeightsError
 from restorekit.filters import FilterTable
 from restorekit.filterscores import FilterScores
@@ -135,6 +136,40 @@ def test_two_linear_layers_are_exact_with_two_places_of_gauss():
     pairs = images(2)
     assert attribute(base, target, pairs, label="x", rule="gauss", steps=2).completeness.error < 1e-10
     assert attribute(base, target, pairs, label="x", rule="mid", steps=2).completeness.error > 1e-4
+
+
+class Dimensions(Backbone):
+    """Looks at an image as a volume, its rows as signals, and its columns as vectors: layers of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = nn.Conv3d(1, 2, 3, padding=1)
+        self.signal = nn.Conv1d(6, 3, 3, padding=1)
+        self.vector = nn.Linear(7, 7)
+
+    def forward(self, degraded):
+        volume = nn.functional.gelu(self.volume(degraded[:, None])).flatten(1, 2)
+        rows = self.signal(volume.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(degraded), -1))
+        return self.vector(nn.functional.gelu(rows.transpose(1, 2)))
+
+
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_layers_of_one_and_three_dimensions_and_linear_ones_add_up(unit):
+    torch.manual_seed(0)
+    base = Dimensions().double()
+    target = moved(base, 2.0)
+    pairs = [(degraded[..., :7], clean[..., :7]) for degraded, clean in images(2, side=6)]
+    few, enough = (
+        attribute(base, target, pairs, label="x", rule="gauss", steps=steps, unit=unit) for steps in (1, 16)
+    )
+    assert enough.completeness.error < 1e-6 < few.completeness.error
+    counts = {"kernel": (2, 18, 49), "out": (2, 3, 7), "weight": (54, 54, 49)}[unit]
+    names = [f"{name}.weight" for name in ("volume", "signal", "vector")]
+    assert [(tensor.name, tensor.count) for tensor in enough.table] == list(zip(names, counts, strict=True))
+    release = attribute(base, target, pairs, label="x", rule="left", steps=10, unit=unit)
+    torch.testing.assert_close(
+        release.values, by_definition(base, target, pairs, 10, unit), rtol=1e-9, atol=1e-15
+    )
 
 
 def test_swapping_base_and_target_turns_the_signs_and_keeps_the_scores():
