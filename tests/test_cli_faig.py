@@ -242,6 +242,26 @@ def test_retrained_weights_load_as_any_others(run, site, tmp_path):
     assert run("faig", "rank", "delta", *words, "-o", tmp_path / "delta.safetensors")[0] == 0
 
 
+def test_retraining_tells_what_it_gained_on_a_photograph_held_out(run, site, tmp_path):
+    words = ("--base", site / "base.safetensors", "--data", site / "clean", "--degrade", site / "noise.yaml")
+    numbers = ("--ratio", 1, "--steps", 80, "--lr", 5e-3, "--batch", 4, "--patch", 16)
+    command = ("faig", "retrain", site / "noise.safetensors", *words, *numbers)
+    code, out, err = run(*command, "-o", tmp_path / "a.safetensors", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    # The baseline keeps images as they are: noise of 38 levels is 16.5 dB, and clipping takes some of it.
+    assert facts["psnr_before"] == pytest.approx(17, abs=1)
+    assert facts["psnr_after"] > facts["psnr_before"] + 1, facts
+    (name,) = facts["held_out"]
+    assert (site / "clean" / name).exists()
+    code, out, err = run(*command, "-o", tmp_path / "b.safetensors")
+    assert code == 0 and f"PSNR of 4 windows of {name}, held out" in out, err
+    lines = [line.split() for line in out.splitlines()]
+    assert ["PSNR,", "dB", "LOSS"] in lines
+    for word in ("before", "after"):
+        assert [word, f"{facts[f'psnr_{word}']:.2f}"] in [line[:2] for line in lines]
+
+
 def test_a_strip_and_a_map_are_drawn(run, site, nets, tmp_path):
     picture = tmp_path / "strip.png"
     words = (site / "noise.safetensors", site / "pairs" / "input" / "0.png", *nets, "--shares", "0,1,1.5")

@@ -48,8 +48,10 @@ from restorekit.files import Marks
 if TYPE_CHECKING:
     import torch
 
+    from restorekit.contracts import Backbone
     from restorekit.degradations.spec import RecipeSpec
     from restorekit.filterscores import FilterScores
+    from restorekit.training.validation import ValidationSet
 
 
 def mask_drop(
@@ -182,6 +184,7 @@ def retrain(
     from restorekit.training.checkpoint import save_tensors
     from restorekit.training.data import Batches, load_source
     from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
+    from restorekit.training.validation import validation_set
 
     found = read_scores([scores], network, other_base)[0]
     chosen = found.top(ratio, budget=budget, scope=scope, share=share)
@@ -189,6 +192,8 @@ def retrain(
     source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
     batches = Batches(source, recipe, seed, AugmentSpec(), network.channels, network.scale)
     batches.check([stage])
+    patches = validation_set(batches)
+    before = _psnr(network, patches)
     losses: list[float] = []
     with counting("retraining", steps) as done:
 
@@ -207,6 +212,7 @@ def retrain(
         )
     facts = {COMPONENT_KEY: params_of[0], "restorekit.kind": "backbone", PARAMS_KEY: params_of[1]}
     save_tensors(output, trained.state_dict(), facts)
+    after = _psnr(trained, patches)
     parameters = int(found.table.sizes[chosen].sum())
     if as_json:
         say_json(
@@ -216,10 +222,20 @@ def retrain(
                 "parameters": parameters,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
+                "psnr_before": before,
+                "psnr_after": after,
+                "held_out": [photograph.name for photograph in source.held_out],
             }
         )
         return
-    say(f"{len(chosen)} filters, {parameters} numbers; loss {losses[0]:.4g} -> {losses[-1]:.4g}")
+    rows: list[tuple[str, ...]] = [
+        (name, f"{figure:.2f}", f"{loss:.4g}")
+        for name, figure, loss in (("before", before, losses[0]), ("after", after, losses[-1]))
+    ]
+    say(table(rows, ("", "PSNR, dB", "LOSS")))
+    kept = ", ".join(photograph.name for photograph in source.held_out)
+    say(f"PSNR of {len(patches.clean)} windows of {kept}, held out")
+    say(f"{len(chosen)} filters, {parameters} numbers trained")
     say(str(output))
 
 
@@ -453,6 +469,18 @@ def reproduce(
         say_json(results)
         return
     say(str(folder / "page.md"))
+
+
+def _psnr(network: Backbone, patches: ValidationSet) -> float:
+    """Return the mean PSNR in dB of degraded windows that a network restores."""
+    import torch
+
+    from restorekit.analysis.pairs import restored
+
+    like = next(network.parameters())
+    with torch.no_grad():
+        figures = patches.measure(lambda degraded, kinds: restored(network, degraded.to(like)))
+    return figures["degraded"]
 
 
 def _discovered(
