@@ -14,9 +14,11 @@ from torch.func import functional_call
 
 from restorekit.analysis import FAIGResult, attribute, contrasted, pseudo_pairs, rank, restored
 from restorekit.analysis.pairs import Pair
+from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, retrain
 from restorekit.analysis.rules import points, spans
 from restorekit.analysis.walk import Walk, sse
-from restorekit.errors import RestoreKitError
+from restorekit.contracts import Backbone
+from restorekit.errors import ImageError, RestoreKitError, WeightsError
 from restorekit.filters import FilterTable
 from restorekit.filterscores import FilterScores
 from restorekit.memory import _LiveBytes
@@ -136,6 +138,40 @@ def test_two_linear_layers_are_exact_with_two_places_of_gauss():
     assert attribute(base, target, pairs, label="x", rule="mid", steps=2).completeness.error > 1e-4
 
 
+class Dimensions(Backbone):
+    """Looks at an image as a volume, its rows as signals, and its columns as vectors: layers of each kind."""
+
+    def __init__(self):
+        super().__init__()
+        self.volume = nn.Conv3d(1, 2, 3, padding=1)
+        self.signal = nn.Conv1d(6, 3, 3, padding=1)
+        self.vector = nn.Linear(7, 7)
+
+    def forward(self, degraded):
+        volume = nn.functional.gelu(self.volume(degraded[:, None])).flatten(1, 2)
+        rows = self.signal(volume.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(degraded), -1))
+        return self.vector(nn.functional.gelu(rows.transpose(1, 2)))
+
+
+@pytest.mark.parametrize("unit", ["kernel", "out", "weight"])
+def test_layers_of_one_and_three_dimensions_and_linear_ones_add_up(unit):
+    torch.manual_seed(0)
+    base = Dimensions().double()
+    target = moved(base, 2.0)
+    pairs = [(degraded[..., :7], clean[..., :7]) for degraded, clean in images(2, side=6)]
+    few, enough = (
+        attribute(base, target, pairs, label="x", rule="gauss", steps=steps, unit=unit) for steps in (1, 16)
+    )
+    assert enough.completeness.error < 1e-6 < few.completeness.error
+    counts = {"kernel": (2, 18, 49), "out": (2, 3, 7), "weight": (54, 54, 49)}[unit]
+    names = [f"{name}.weight" for name in ("volume", "signal", "vector")]
+    assert [(tensor.name, tensor.count) for tensor in enough.table] == list(zip(names, counts, strict=True))
+    release = attribute(base, target, pairs, label="x", rule="left", steps=10, unit=unit)
+    torch.testing.assert_close(
+        release.values, by_definition(base, target, pairs, 10, unit), rtol=1e-9, atol=1e-15
+    )
+
+
 def test_swapping_base_and_target_turns_the_signs_and_keeps_the_scores():
     base, target = both("nafnet")
     pairs = images(1, side=8)
@@ -208,6 +244,45 @@ def test_networks_and_states_give_the_same_scores_and_marks():
     found[0].check_base(base.state_dict())
     with pytest.raises(RestoreKitError, match="both states"):
         attribute(base.state_dict(), target.state_dict(), pairs, label="x")
+
+
+def test_any_module_that_keeps_the_shape_of_its_images_is_a_network():
+    torch.manual_seed(0)
+    # A convolution has a padding and channels of its own, which are no promises of a backbone.
+    base = nn.Conv2d(3, 3, 3, padding=1).double()
+    target, wrapped = moved(base, 2.0), Layers(base)
+    found = attribute(base, target, images(2), label="x", steps=1)
+    assert found.table.tensors[0].name == "weight" and found.completeness.error < 1e-12
+    same = attribute(wrapped, Layers(target), images(2), label="x", steps=1)
+    assert torch.equal(found.values, same.values)
+    for method in ("ig", "delta"):
+        assert rank(method, base, target, images(1), label="x", steps=2).values.any()
+    best, degraded = found.top(0.3), images(1)[0][0]
+    assert mask_drop(target, base, found.table, best, [degraded]).mean > 0
+    outputs = modulate(target, base, found.table, best, degraded, (1.0,))
+    assert torch.equal(outputs[0], target(degraded))
+    trained = retrain(base, found.table, best, lambda step: images(1)[0], steps=1)
+    assert not torch.equal(trained.weight, base.weight) and torch.equal(trained.bias, base.bias)
+    assert ImageScorer(base, target, found.table, steps=2)(degraded).any()
+
+
+@pytest.mark.parametrize("network", [nn.Conv2d(3, 3, 3), nn.Conv2d(3, 1, 1), nn.Identity()])
+def test_a_module_that_changes_the_shape_of_its_images_is_told_what_is_wanted(network):
+    base = nn.Sequential(nn.Conv2d(3, 3, 1), network).double()
+    if isinstance(network, nn.Identity):
+        base.register_forward_hook(lambda module, given, output: (output,))
+    with pytest.raises(RestoreKitError, match=r"Sequential makes .* of \(1, 3, 16, 19\)") as refused:
+        attribute(base, moved(base), images(1), label="x", steps=1)
+    assert "keeps the shape" in refused.value.hint
+    ((degraded, clean),) = images(1)
+    with pytest.raises(ImageError, match="has 3 channels and the clean one 1, Sequential is taken to keep"):
+        attribute(base, moved(base), [(degraded, clean[:, :1])], label="x", steps=1)
+
+
+def test_what_is_neither_a_network_nor_a_state_is_named():
+    _, target = both("srcnn")
+    with pytest.raises(RestoreKitError, match="str is given instead of a network or its state"):
+        attribute("base.safetensors", target, images(1, 2, 8), label="x")
 
 
 def test_the_networks_that_are_given_stay_as_they_are():
@@ -338,6 +413,18 @@ def test_results_survive_their_files_and_are_scores_of_filters(tmp_path):
     assert (read.images, read.rule, read.steps, read.loss) == (1, "mid", 2, "sse")
     plain = FilterScores.load(path)
     assert type(plain) is FilterScores and plain.label == "noise" and plain.details["steps"] == 2
+
+
+def test_scores_of_another_ranker_are_no_result_of_an_attribution(tmp_path):
+    base, target = both("srcnn")
+    for method in ("delta", "random", "ig"):
+        made = rank(method, base, target, images(1, 2, 8), label="x", steps=1)
+        path = made.save(tmp_path / f"{method}.safetensors")
+        with pytest.raises(WeightsError, match=f"are by {method} .*completeness") as refused:
+            FAIGResult.load(path)
+        assert "FilterScores.load" in refused.value.hint and FilterScores.load(path).method == method
+    single = rank("gradxdelta", base, target, images(1, 2, 8), label="x").save(tmp_path / "one.safetensors")
+    assert FAIGResult.load(single).steps == 1
 
 
 @pytest.mark.parametrize("unit", ["kernel", "weight"])

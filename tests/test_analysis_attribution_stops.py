@@ -85,6 +85,15 @@ def test_other_methods_go_on_too_and_end_the_same(method, tmp_path):
             attribute(base, target, pairs, **words)
 
 
+@pytest.mark.parametrize("method", ["faig", "ig"])
+def test_a_checkpoint_may_be_named_by_its_text(method, tmp_path):
+    base, target = both("srcnn")
+    pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"
+    whole = rank(method, base, target, pairs, label="x", steps=2, checkpoint=str(file))
+    again = rank(method, base, target, pairs, label="x", steps=2, checkpoint=file, progress=cut_off(1))
+    assert torch.equal(whole.values, again.values)
+
+
 def test_checkpoints_of_something_else_are_refused(tmp_path):
     base, target = both("srcnn")
     pairs, file = images(2, 2, 8), tmp_path / "state.safetensors"
@@ -93,6 +102,12 @@ def test_checkpoints_of_something_else_are_refused(tmp_path):
         facts = {"label": "x", "steps": 2, **changes}
         with pytest.raises(WeightsError, match=f"begun with another {key}"):
             attribute(base, target, pairs, checkpoint=file, **facts)
+    for changes, told in (
+        ({"unit": "out"}, "another unit: kernel, now out"),
+        ({"exclude": "0"}, r"other layers: features\.0\.weight is \(6, 3, 3, 3\), now not among them"),
+    ):
+        with pytest.raises(WeightsError, match=rf"was begun with {told}\n"):
+            attribute(base, target, pairs, label="x", steps=2, checkpoint=file, **changes)
     with pytest.raises(WeightsError, match="begun with another target"):
         attribute(base, moved(base), pairs, label="x", steps=2, checkpoint=file)
     with pytest.raises(ImageError, match="image 1 is not the image that the checkpoint has at place 1"):
@@ -148,6 +163,7 @@ def test_pairs_that_do_not_fit_are_named():
         ((degraded[:, :1], clean), r"image 2: the degraded image has 1 channels, SRCNN expects 3"),
         ((degraded.expand(2, -1, -1, -1), clean), r"image 2: .* one image at a time|shape \(2, 3, 8, 11\)"),
         ((degraded * float("nan"), clean, "x.png"), r"x.png: the degraded image holds NaN"),
+        ((degraded[..., :0, :], clean[..., :0, :], "x.png"), r"x.png: the degraded image is empty: 11 x 0"),
         ((degraded,), r"image 2 is no pair[\s\S]*give \(degraded, clean\)"),
         (7, r"image 2 is no pair"),
         ((degraded.numpy(), clean, "x.png"), r"x.png: ndarray is given instead of a tensor"),
@@ -156,6 +172,52 @@ def test_pairs_that_do_not_fit_are_named():
             attribute(base, target, [good, wrong], label="x", steps=1)
     with pytest.raises(ImageError, match="no images"):
         attribute(base, target, [], label="x", steps=1)
+
+
+def test_levels_of_eight_bits_are_no_images():
+    base, target = both("srcnn")
+    ((degraded, clean),) = images(1, 2, 8)
+    levels = (degraded * 255, clean * 255)
+    for pair, what in ((levels, "degraded"), ((degraded, levels[1]), "clean")):
+        message = rf"image 1: the {what} image holds values from .* to 25\d"
+        with pytest.raises(ImageError, match=message) as told:
+            attribute(base, target, [pair], label="x", steps=1)
+        assert "divide 8-bit levels by 255" in told.value.hint
+    whole = ((degraded * 255).to(torch.uint8), (clean * 255).to(torch.uint8))
+    with pytest.raises(ImageError, match="the degraded image holds values from"):
+        attribute(base, target, [whole], label="x", steps=1)
+    # Noise of sigma 255, all the range that there is, is still an image.
+    noise = torch.randn(degraded.shape, generator=torch.Generator().manual_seed(0), dtype=degraded.dtype)
+    assert attribute(base, target, [(degraded + noise, clean)], label="x", steps=1).values.any()
+
+
+@pytest.mark.parametrize("method", ["faig", "ig", "gradxdelta"])
+@pytest.mark.parametrize("pairs", [[], iter(())])
+def test_without_images_there_is_nothing_to_go_on_from(method, pairs, tmp_path):
+    base, target = both("srcnn")
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(ImageError, match="there are no images to attribute with"):
+        rank(method, base, target, pairs, label="x", checkpoint=file)
+    # Steps that were looked for on no image would be taken for all that come later.
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), -0.1, "0.02", None])
+def test_a_tolerance_that_cannot_be_reached_is_refused(tolerance):
+    base, target = both("srcnn")
+    for steps in ("auto", 2):
+        with pytest.raises(RestoreKitError, match=f"completeness error of {tolerance!r} cannot be reached"):
+            attribute(base, target, images(1, 2, 8), label="x", steps=steps, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("which", ["base", "target"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_change_of_weights_that_are_no_numbers_is_refused(which, value):
+    networks = dict(zip(("base", "target"), both("srcnn"), strict=True))
+    with torch.no_grad():
+        networks[which].features[2].weight[0, 0, 0, 0] = value
+    with pytest.raises(WeightsError, match=rf"features\.2\.weight of the {which} holds NaN or infinity"):
+        rank("delta", **networks, label="x")
 
 
 @pytest.mark.parametrize("steps", ["foo", "16", 2.5, None, 0])

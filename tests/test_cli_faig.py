@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from restorekit.analysis import FAIGResult, attribute, contrasted
 from restorekit.analysis.images import FilePairs
+from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, strip
 from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
 from restorekit.filters import FilterTable
-from restorekit.filterscores import FilterScores
+from restorekit.filterscores import FilterScores, select
 from restorekit.registry import backbones
 
 RECIPES = {"noise": "name: gaussian\nsigma: 38\n", "blur": "name: gaussian_blur\nstd: 1\n"}
@@ -31,6 +32,11 @@ def write(images, folder):
         levels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         PIL.Image.fromarray(levels).save(folder / f"{number}.png")
     return folder
+
+
+def to_tensor(picture):
+    with PIL.Image.open(picture) as opened:
+        return torch.from_numpy(np.array(opened)).permute(2, 0, 1)[None] / 255
 
 
 def size(picture):
@@ -236,6 +242,26 @@ def test_retrained_weights_load_as_any_others(run, site, tmp_path):
     assert run("faig", "rank", "delta", *words, "-o", tmp_path / "delta.safetensors")[0] == 0
 
 
+def test_retraining_tells_what_it_gained_on_a_photograph_held_out(run, site, tmp_path):
+    words = ("--base", site / "base.safetensors", "--data", site / "clean", "--degrade", site / "noise.yaml")
+    numbers = ("--ratio", 1, "--steps", 80, "--lr", 5e-3, "--batch", 4, "--patch", 16)
+    command = ("faig", "retrain", site / "noise.safetensors", *words, *numbers)
+    code, out, err = run(*command, "-o", tmp_path / "a.safetensors", "--json")
+    assert code == 0, err
+    facts = json.loads(out)
+    # The baseline keeps images as they are: noise of 38 levels is 16.5 dB, and clipping takes some of it.
+    assert facts["psnr_before"] == pytest.approx(17, abs=1)
+    assert facts["psnr_after"] > facts["psnr_before"] + 1, facts
+    (name,) = facts["held_out"]
+    assert (site / "clean" / name).exists()
+    code, out, err = run(*command, "-o", tmp_path / "b.safetensors")
+    assert code == 0 and f"PSNR of 4 windows of {name}, held out" in out, err
+    lines = [line.split() for line in out.splitlines()]
+    assert ["PSNR,", "dB", "LOSS"] in lines
+    for word in ("before", "after"):
+        assert [word, f"{facts[f'psnr_{word}']:.2f}"] in [line[:2] for line in lines]
+
+
 def test_a_strip_and_a_map_are_drawn(run, site, nets, tmp_path):
     picture = tmp_path / "strip.png"
     words = (site / "noise.safetensors", site / "pairs" / "input" / "0.png", *nets, "--shares", "0,1,1.5")
@@ -347,6 +373,84 @@ def test_requests_that_cannot_be_carried_out_say_why(run, site, nets, tmp_path):
     code, _, err = run("faig", "rank", "delta", "--base", bare, *nets[2:], "--label", "x", "-o", out_file)
     assert code == 2 and "does not say which backbone" in err
     assert not out_file.exists()
+
+
+CHOICES = pytest.mark.parametrize(
+    ("words", "kept"),
+    [(("--scope", "layer"), {"scope": "layer"}), (("--share", 0.1), {"share": 0.1})],
+    ids=["scope", "share"],
+)
+
+
+@CHOICES
+def test_filters_are_chosen_by_layer_or_up_to_a_share_of_it(run, site, nets, tmp_path, words, kept):
+    file = site / "noise.safetensors"
+    scores = FilterScores.load(file)
+    best = scores.top(0.08, budget="filters", **kept)
+    assert not torch.equal(best, scores.top(0.08, budget="filters"))
+    counts = {name: len(own) for name, own in scores.table.chosen(best).items()}
+    choice = ("--ratio", 0.08, *words, "--json")
+
+    code, out, err = run("faig", "inspect", file, *choice)
+    rows = json.loads(out)["layers"]
+    assert code == 0 and counts == {name: row["chosen"] for name, row in rows.items() if row["chosen"]}, err
+    code, out, err = run("faig", "map", file, *choice, "-o", tmp_path / "map.png")
+    found = json.loads(out)["noise (faig)"]["counts"]
+    assert code == 0 and counts == {name: count for name, count in found.items() if count}, err
+
+    data = ("--data", site / "clean", "--degrade", site / "noise.yaml")
+    code, out, err = run("faig", "mask-drop", file, *nets, *data, "--limit", 1, "--random", 1, *choice)
+    assert code == 0, err
+    ours, chance = json.loads(out)["rows"]
+    base, target = toy()
+    recipe = RecipeSpec.model_validate({"name": "gaussian", "sigma": 38})
+    (pair,) = FilePairs.of(find(site / "clean"), target, recipe, limit=1)
+    expected = mask_drop(target, base, scores.table, best, [pair.degraded])
+    assert ours["drop"] == pytest.approx(expected.mean) and ours["filters"] == len(best)
+    by_chance = torch.rand(len(scores.table), generator=torch.Generator().manual_seed(0))
+    control = select(scores.table, by_chance, 0.08, budget="filters", **kept)
+    expected = mask_drop(target, base, scores.table, control, [pair.degraded])
+    assert chance["drop"] == pytest.approx(expected.mean)
+
+    weights = tmp_path / "weights.safetensors"
+    numbers = ("--steps", 2, "--batch", 2, "--patch", 8, "-o", weights)
+    code, out, err = run("faig", "retrain", file, *nets[:2], *data, *numbers, *choice)
+    assert code == 0 and json.loads(out)["filters"] == len(best), err
+    before, after, masks = base.state_dict(), load_file(weights), scores.table.masks(best)
+    moved = {name: value != before[name] for name, value in after.items()}
+    # Some layers of this baseline are dead: no gradient reaches what is chosen there.
+    assert len({name for name, places in moved.items() if places.any()} & counts.keys()) > 1
+    for name, places in moved.items():
+        assert not (places & ~masks.get(name, torch.zeros_like(places))).any(), name
+
+
+@CHOICES
+def test_a_strip_and_overlaps_follow_the_choice(run, site, nets, telling, tmp_path, words, kept):
+    file, picture = site / "noise.safetensors", tmp_path / "strip.png"
+    scores = FilterScores.load(file)
+    best = scores.top(0.08, budget="filters", **kept)
+    image = site / "pairs" / "input" / "0.png"
+    code, _, err = run(
+        *("faig", "modulate", file, image, *nets, "--ratio", 0.08, *words, "--shares", "0", "-o", picture)
+    )
+    assert code == 0, err
+    base, target = toy()
+    degraded = to_tensor(image)
+    (output,) = modulate(target, base, scores.table, best, degraded, (0.0,))
+    expected = np.asarray(strip([output], ["0"]))
+    assert np.array_equal(np.asarray(PIL.Image.open(picture)), expected)
+
+    files = [site / f"{label}.safetensors" for label in RECIPES]
+    code, out, err = run("faig", "overlap", *files, *telling, "--image", image, *words)
+    assert code == 0, err
+    (named,) = json.loads(out)["images"].values()
+    own = ImageScorer(base, target, scores.table, steps=1)(degraded)
+    for label, path in zip(RECIPES, files, strict=True):
+        one, other = (
+            set(select(scores.table, values, 0.05, budget="filters", **kept).tolist())
+            for values in (own, FilterScores.load(path).values)
+        )
+        assert named["overlaps"][label] == pytest.approx(len(one & other) / len(one))
 
 
 @pytest.mark.parametrize("command", ["retrain", "mask-drop", "modulate", "map", "overlap", "inspect"])

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -34,7 +35,7 @@ from restorekit.analysis.walk import (
     mark_of,
     network_of,
 )
-from restorekit.errors import ImageError, OutputError, WeightsError
+from restorekit.errors import ImageError, OutputError, RestoreKitError, WeightsError
 from restorekit.files import replacing
 from restorekit.filters import FilterTable, Unit, fingerprint
 from restorekit.filterscores import FilterScores
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 
 _STATE = "restorekit.attribution/1"
+# What a result has beside its scores.
+_FACTS = ("rule", "steps", "loss", "images", "completeness", "others")
 # Where the search for a number of steps begins, ends, and how many images it looks at.
 _FEWEST, _MOST, _PROBES = 8, 256, 2
 
@@ -106,6 +109,23 @@ class FAIGResult(FilterScores):
         """Absolute attribution of each moved tensor without filters (biases, norms), mean over images."""
         return dict(self.details["others"])
 
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what ``save`` wrote.
+
+        Raises:
+            WeightsError: the file is missing, damaged, of another kind, or its scores are no attribution's.
+        """
+        found = super().load(path)
+        missing = [name for name in _FACTS if name not in found.details]
+        if missing:
+            raise WeightsError(
+                f"the scores of {path} are by {found.method} and say nothing of an attribution:"
+                f" {', '.join(missing)} missing",
+                "read it with FilterScores.load",
+            )
+        return found
+
 
 def attribute(
     base: Network,
@@ -123,7 +143,7 @@ def attribute(
     loss: Loss = "sse",
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> FAIGResult:
     """Score every filter by its part in what training on a degradation changed: FAIG.
 
@@ -132,11 +152,13 @@ def attribute(
 
     Args:
         base: the baseline without the ability, as a network or as its state.
-        target: the network with the ability, fine-tuned from the baseline; one of the two is a network.
-        pairs: degraded and clean images, (C, H, W) or (1, C, H, W), optionally with a name as third; for a
-            network of scale s the clean one is s times as large. Degraded images are padded to the network's
-            multiple as in pipelines, and only pixels of the image enter the loss. Images that come again must
-            be the same: with ``checkpoint``, those that are done are compared.
+        target: the network with the ability, fine-tuned from the baseline; one of the two is a network: a
+            ``Backbone``, or any module that keeps the shape of its images (B, C, H, W).
+        pairs: degraded and clean images in [0, 1], which noise may leave, (C, H, W) or (1, C, H, W),
+            optionally with a name as third; for a network of scale s the clean one is s times as large.
+            Degraded images are padded to the network's multiple as in pipelines, and only pixels of the image
+            enter the loss. Images that come again must be the same: with ``checkpoint``, those that are done
+            are compared.
         label: what the filters matter for, the name of a degradation.
         rule: how the path is walked, see ``points``.
         steps: gradients for each image; ``auto`` doubles from 8 to at most 256, until on the first two images
@@ -157,15 +179,21 @@ def attribute(
         scores of all filters, each 0 or more, in the precision of the network; float32 in files.
 
     Raises:
-        ImageError: a pair does not fit; it is named. Or there are fewer than the checkpoint has.
+        ImageError: a pair does not fit; it is named. Or there are none, or fewer than the
+            checkpoint has.
         WeightsError: base and target differ in their architecture, or the checkpoint is of something else.
         OutputError: the checkpoint cannot be written.
-        RestoreKitError: the unit, the rule, the loss or the number of steps is unknown, there are no images,
-            nothing differs, or a loss or a gradient is not finite: it is named.
+        RestoreKitError: the unit, the rule, the loss or the number of steps is unknown, the tolerance is no
+            number of 0 or more, nothing differs, or a loss or a gradient is not finite: it is named.
     """
     model = network_of(target, base)
     table = FilterTable.of(model, unit, include=include, exclude=exclude, raw=raw)
     criterion, loss_name = criterion_of(loss)
+    if not isinstance(tolerance, Real) or not tolerance >= 0:
+        raise RestoreKitError(
+            f"a completeness error of {tolerance!r} cannot be reached",
+            "use a tolerance of 0 or more, as 0.02",
+        )
     auto = steps == "auto"
     points(rule, _FEWEST if steps == "auto" else steps)
     walk = Walk(base, target, table, torch.device(device) if device is not None else None)
@@ -179,23 +207,27 @@ def attribute(
         "loss": loss_name,
         "asked": str(tolerance) if auto else str(steps),
     }
-    sums = Sums.begun(checkpoint, facts)
+    file = None if checkpoint is None else Path(checkpoint)
+    sums = Sums.begun(file, facts)
     count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
     checked = pairs_of(pairs, model)
     if not sums.steps:
         first = list(islice(checked, _PROBES))
+        # Before a number of steps that no image asked for is kept.
+        if not first:
+            raise _no_images()
         checked = chain(first, checked)
         sums.steps = (
             _enough(walk, first, rule, criterion, tolerance, count) if steps == "auto" else int(steps)
         )
-        sums.save(checkpoint)
+        sums.save(file)
     places = points(rule, sums.steps)
     count.begin(sums.steps, sums.images)
 
     def score(pair: Pair, into: Tensor) -> None:
         sums.add(walk.score(pair, places, criterion, into, count.step))
 
-    sums.over(checked, walk.scores, score, checkpoint)
+    sums.over(checked, walk.scores, score, file)
     return sums.result(table)
 
 
@@ -321,7 +353,7 @@ class Sums:
                 "give all that it was begun with, or remove the checkpoint",
             )
         if not given:
-            raise ImageError("there are no images to attribute with", "give at least one pair")
+            raise _no_images()
 
     def add(self, image: Parts) -> None:
         """Add what one image says beside its scores."""
@@ -411,11 +443,29 @@ class Sums:
         for key, value in json.loads(json.dumps(facts)).items():
             if found.facts.get(key) != value:
                 raise WeightsError(
-                    f"{path} was begun with another {key}: {_short(found.facts.get(key))}, now"
-                    f" {_short(value)}",
+                    f"{path} was begun with {_other(key, found.facts.get(key), value)}",
                     "remove it, or name another file",
                 )
         return found
+
+
+def _no_images() -> ImageError:
+    return ImageError("there are no images to attribute with", "give at least one pair")
+
+
+def _other(key: str, was: Any, now: Any) -> str:
+    """Say how a fact differs from what it was."""
+    if key != "table" or not was:
+        return f"another {key}: {_short(was)}, now {_short(now)}"
+    before, after = FilterTable.from_json(was), FilterTable.from_json(now)
+    if before.unit != after.unit:
+        return f"another unit: {before.unit}, now {after.unit}"
+    one, other = ({tensor.name: tensor.shape for tensor in table} for table in (before, after))
+    for name in (*one, *other):
+        if one.get(name) != other.get(name):
+            shapes = (str(found.get(name, "not among them")) for found in (one, other))
+            return f"other layers: {name} is {', now '.join(shapes)}"
+    return "the same layers in other groups, or in another order"
 
 
 def _short(value: object) -> str:

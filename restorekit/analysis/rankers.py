@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from restorekit.analysis.attribution import Count, Progress, Sums, attribute
-from restorekit.analysis.pairs import Pair, pairs_of, restored
+from restorekit.analysis.pairs import Pair, Terms, pairs_of, restored
 from restorekit.analysis.rules import Rule, check_steps
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
-from restorekit.errors import RestoreKitError
+from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterTable, Unit
 from restorekit.filterscores import FilterScores
 
@@ -47,7 +47,7 @@ def rank(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
 ) -> FilterScores:
     """Score filters by any method; arguments that a method does not need are not looked at.
 
@@ -86,7 +86,7 @@ def rank(
             label=label,
             rule="left" if single else rule,
             steps=1 if single else steps,
-            tolerance=tolerance,
+            tolerance=0.0 if single else tolerance,
             unit=unit,
             include=include,
             exclude=exclude,
@@ -103,10 +103,11 @@ def rank(
     marks = {"base": mark_of(base, model), "target": mark_of(target, model)}
     details: dict[str, Any] = {}
     if method == "ig":
-        if model.out_channels not in (None, model.channels):
+        terms = Terms.of(model)
+        if terms.out_channels not in (None, terms.channels):
             raise RestoreKitError(
                 f"ig goes from the clean image to the degraded one, and {type(model).__name__} takes"
-                f" {model.channels} channels and gives {model.out_channels}",
+                f" {terms.channels} channels and gives {terms.out_channels}",
                 "use faig, which goes along the weights",
             )
         steps = 100 if steps == "auto" else steps
@@ -114,10 +115,11 @@ def rank(
         steps = int(steps)
         walk = Walk(base, target, table, torch.device(device) if device is not None else None)
         facts = {"method": method, "table": table.to_json(), "label": label, **marks, "asked": str(steps)}
-        sums = Sums.begun(checkpoint, facts)
+        file = None if checkpoint is None else Path(checkpoint)
+        sums = Sums.begun(file, facts)
         count = Count(progress, len(pairs) if isinstance(pairs, Sized) else 0)
         count.begin(steps, sums.images)
-        values = _integrated(walk, pairs_of(pairs, model), steps, sums, count, checkpoint)
+        values = _integrated(walk, pairs_of(pairs, model), steps, sums, count, file)
         details = {"steps": steps, "images": sums.images}
     elif method == "delta":
         values = relative_change(state_of(base), state_of(target), table)
@@ -131,10 +133,18 @@ def relative_change(base: Mapping[str, Tensor], target: Mapping[str, Tensor], ta
     """Return the change of each filter relative to its size in the baseline: (F,).
 
     sum |theta - theta'| / sum |theta'|: the same for every degradation.
+
+    Raises:
+        WeightsError: a weight is not finite; its tensor is named.
     """
     rows = []
     for tensor in table:
         one, other = (tensor.rows(state[tensor.name].detach().float().cpu()) for state in (target, base))
+        for weights, what in ((one, "target"), (other, "base")):
+            if not bool(torch.isfinite(weights).all()):
+                raise WeightsError(
+                    f"{tensor.name} of the {what} holds NaN or infinity", "give weights that are finite"
+                )
         rows.append((one - other).abs().sum(1) / other.abs().sum(1).clamp_min(_TINY))
     return torch.cat(rows)
 

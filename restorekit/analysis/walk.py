@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from restorekit.analysis.pairs import Pair, restored
 from restorekit.analysis.rules import spans
-from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterTable, fingerprint
 from restorekit.runtime import channels_last
@@ -29,7 +28,8 @@ from restorekit.runtime import channels_last
 # Restored and clean (1, C, H, W) -> a scalar.
 Criterion = Callable[[Tensor, Tensor], Tensor]
 Loss = Literal["sse", "mse"] | Criterion
-Network = Backbone | Mapping[str, Tensor]
+# What is no Backbone keeps size and channels of its images.
+Network = nn.Module | Mapping[str, Tensor]
 
 
 def sse(restored: Tensor, clean: Tensor) -> Tensor:
@@ -246,14 +246,20 @@ class Walk:
         return losses[1] - losses[0]
 
 
-def network_of(*candidates: Network) -> Backbone:
+def network_of(*candidates: Network) -> nn.Module:
     """Return the first that is a network.
 
     Raises:
-        RestoreKitError: all are states.
+        RestoreKitError: all are states, or one is neither a network nor a state.
     """
     for candidate in candidates:
-        if isinstance(candidate, Backbone):
+        if not isinstance(candidate, (nn.Module, Mapping)):
+            raise RestoreKitError(
+                f"{type(candidate).__name__} is given instead of a network or its state",
+                "give a torch.nn.Module, or what its state_dict() returns",
+            )
+    for candidate in candidates:
+        if isinstance(candidate, nn.Module):
             return candidate
     raise RestoreKitError("base and target are both states", "give one of them as a network")
 
@@ -263,7 +269,7 @@ def state_of(network: Network) -> Mapping[str, Tensor]:
     return network.state_dict() if isinstance(network, nn.Module) else network
 
 
-def mark_of(network: Network, like: Backbone) -> str:
+def mark_of(network: Network, like: nn.Module) -> str:
     """Return the fingerprint of a network; that of a state is the one it has in ``like``'s precision."""
     if isinstance(network, nn.Module):
         return fingerprint(network.state_dict())
@@ -294,7 +300,7 @@ def check_same(base: Mapping[str, Tensor], target: Mapping[str, Tensor], model: 
                 )
 
 
-def _working_copy(model: Backbone, device: torch.device) -> Backbone:
+def _working_copy(model: nn.Module, device: torch.device) -> nn.Module:
     network = copy.deepcopy(model).requires_grad_(False).eval().to(device)
     for parameter in network.parameters():
         parameter.grad = None

@@ -34,8 +34,10 @@ from restorekit.cli.faiginputs import (
     Raw,
     Resume,
     Rule,
+    Scope,
     ScoreFile,
     Seed,
+    Share,
     Steps,
     Target,
     Unit,
@@ -291,6 +293,8 @@ def inspect(
         ),
     ] = None,
     budget: Budget = "filters",
+    scope: Scope = "network",
+    share: Share = 1.0,
     layers: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -301,10 +305,10 @@ def inspect(
     facts = _facts(found)
     if ratio is None:
         # A small network shows its facts too, where a hundredth of it is nothing.
-        ratio = max(0.01, least_ratio(found.table, found.values, budget=budget))
+        ratio = max(0.01, least_ratio(found.table, found.values, budget=budget, scope=scope))
     sums = {name: float(part.clamp(min=0).sum()) for name, part in found.table.split(found.values).items()}
     whole = sum(sums.values()) or 1.0
-    chosen = found.table.chosen(found.top(ratio, budget=budget))
+    chosen = found.table.chosen(found.top(ratio, budget=budget, scope=scope, share=share))
     rows = {
         tensor.name: {
             "filters": tensor.count,

@@ -49,6 +49,13 @@ Ratio = Annotated[float, typer.Option(min=0, max=1, help="Share of the filters t
 Budget = Annotated[
     Literal["filters", "parameters"], typer.Option(help="What the share counts; filters as in the paper.")
 ]
+Scope = Annotated[
+    Literal["network", "layer"],
+    typer.Option(help="Choose over the whole network as in the paper, or the ratio in each layer by itself."),
+]
+Share = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest part of one layer that is chosen, for --scope network.")
+]
 ScoreFile = Annotated[Path, typer.Argument(help="Scores of filters, as `attribute` writes them.")]
 ScoreFiles = Annotated[
     list[Path], typer.Argument(help="Scores of filters, as `attribute` and `rank` write them.")

@@ -25,9 +25,11 @@ from restorekit.cli.faiginputs import (
     Overwrite,
     Params,
     Ratio,
+    Scope,
     ScoreFile,
     ScoreFiles,
     Seed,
+    Share,
     Target,
     check_free,
     file_pairs,
@@ -46,8 +48,10 @@ from restorekit.files import Marks
 if TYPE_CHECKING:
     import torch
 
+    from restorekit.contracts import Backbone
     from restorekit.degradations.spec import RecipeSpec
     from restorekit.filterscores import FilterScores
+    from restorekit.training.validation import ValidationSet
 
 
 def mask_drop(
@@ -64,6 +68,8 @@ def mask_drop(
         typer.Option("--ratio", help="Share of the filters; may be repeated.", show_default="0.01, 0.05"),
     ] = None,
     budget: Budget = "filters",
+    scope: Scope = "network",
+    share: Share = 1.0,
     metric: Annotated[
         Literal["luma", "release"], typer.Option(help="release is the blue channel in 8 bits.")
     ] = "luma",
@@ -94,10 +100,12 @@ def mask_drop(
     choices: dict[tuple[float, str], tuple[str, str, torch.Tensor]] = {}
     for ratio in ratios or [0.01, 0.05]:
         for name, one in read:
-            choices[ratio, name] = one.method, one.label, one.top(ratio, budget=budget)
+            best = one.top(ratio, budget=budget, scope=scope, share=share)
+            choices[ratio, name] = one.method, one.label, best
         for number in range(controls):
             values = torch.rand(len(filters), generator=torch.Generator().manual_seed(seed + number))
-            choices[ratio, f"random {number}"] = "random", "", select(filters, values, ratio, budget=budget)
+            chosen = select(filters, values, ratio, budget=budget, scope=scope, share=share)
+            choices[ratio, f"random {number}"] = "random", "", chosen
     with counting("masking", len(images)) as done:
         drops = protocols.mask_drops(
             networks[1],
@@ -154,6 +162,8 @@ def retrain(
     params: Params = None,
     ratio: Ratio = 0.01,
     budget: Budget = "filters",
+    scope: Scope = "network",
+    share: Share = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2000,
     lr: Annotated[float, typer.Option(min=0, help="First learning rate.")] = 2e-4,
     batch: Annotated[int, typer.Option(min=1, help="Patches a step.")] = 16,
@@ -174,13 +184,16 @@ def retrain(
     from restorekit.training.checkpoint import save_tensors
     from restorekit.training.data import Batches, load_source
     from restorekit.training.spec import AugmentSpec, DataSpec, StageSpec
+    from restorekit.training.validation import validation_set
 
     found = read_scores([scores], network, other_base)[0]
-    chosen = found.top(ratio, budget=budget)
+    chosen = found.top(ratio, budget=budget, scope=scope, share=share)
     stage = StageSpec(steps=steps, patch=patch, batch=batch)
     source = load_source(DataSpec(folder=(str(data),), hold_out=1), network.scale)
     batches = Batches(source, recipe, seed, AugmentSpec(), network.channels, network.scale)
     batches.check([stage])
+    patches = validation_set(batches)
+    before = _psnr(network, patches)
     losses: list[float] = []
     with counting("retraining", steps) as done:
 
@@ -199,6 +212,7 @@ def retrain(
         )
     facts = {COMPONENT_KEY: params_of[0], "restorekit.kind": "backbone", PARAMS_KEY: params_of[1]}
     save_tensors(output, trained.state_dict(), facts)
+    after = _psnr(trained, patches)
     parameters = int(found.table.sizes[chosen].sum())
     if as_json:
         say_json(
@@ -208,10 +222,20 @@ def retrain(
                 "parameters": parameters,
                 "first_loss": losses[0],
                 "last_loss": losses[-1],
+                "psnr_before": before,
+                "psnr_after": after,
+                "held_out": [photograph.name for photograph in source.held_out],
             }
         )
         return
-    say(f"{len(chosen)} filters, {parameters} numbers; loss {losses[0]:.4g} -> {losses[-1]:.4g}")
+    rows: list[tuple[str, ...]] = [
+        (name, f"{figure:.2f}", f"{loss:.4g}")
+        for name, figure, loss in (("before", before, losses[0]), ("after", after, losses[-1]))
+    ]
+    say(table(rows, ("", "PSNR, dB", "LOSS")))
+    kept = ", ".join(photograph.name for photograph in source.held_out)
+    say(f"PSNR of {len(patches.clean)} windows of {kept}, held out")
+    say(f"{len(chosen)} filters, {parameters} numbers trained")
     say(str(output))
 
 
@@ -225,6 +249,8 @@ def modulate(
     params: Params = None,
     ratio: Ratio = 0.01,
     budget: Budget = "filters",
+    scope: Scope = "network",
+    share: Share = 1.0,
     shares: Annotated[
         str,
         typer.Option(help="Shares of the target in the chosen filters: LOW:HIGH:COUNT, or a list by commas."),
@@ -247,10 +273,9 @@ def modulate(
     # The image stands for a pair of a network that keeps the size: it is only read and cut.
     files = FilePairs((), networks[1].channels, 1, None, 0, crop)
     degraded = files.pair(Sample(image.name, image, image)).degraded
-    outputs = protocols.modulate(
-        networks[1], networks[0], found.table, found.top(ratio, budget=budget), degraded, grid
-    )
-    save_picture(protocols.strip(outputs, [f"{share:.3g}" for share in grid]), output, overwrite)
+    chosen = found.top(ratio, budget=budget, scope=scope, share=share)
+    outputs = protocols.modulate(networks[1], networks[0], found.table, chosen, degraded, grid)
+    save_picture(protocols.strip(outputs, [f"{blend:.3g}" for blend in grid]), output, overwrite)
 
 
 def draw_map(
@@ -258,6 +283,8 @@ def draw_map(
     output: Output,
     ratio: Ratio = 0.01,
     budget: Budget = "filters",
+    scope: Scope = "network",
+    share: Share = 1.0,
     other_base: OtherBase = False,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -280,7 +307,10 @@ def draw_map(
     labels = [f"{one.label} ({one.method})" for one in read]
     if len(set(labels)) < len(labels):
         labels = [f"{label} {path}" for label, path in zip(labels, scores, strict=True)]
-    chosen = {label: one.top(ratio, budget=budget) for label, one in zip(labels, read, strict=True)}
+    chosen = {
+        label: one.top(ratio, budget=budget, scope=scope, share=share)
+        for label, one in zip(labels, read, strict=True)
+    }
     found = distributions(read[0].table, chosen)
     save_picture(distribution_map(read[0].table, chosen), output, overwrite, quiet=as_json)
     if as_json:
@@ -306,6 +336,8 @@ def overlap(
         list[Path] | None, typer.Option("--image", help="Degraded image to name; may be repeated.")
     ] = None,
     ratio: Ratio = 0.01,
+    scope: Scope = "network",
+    share: Share = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="Gradients for each image.")] = 16,
     fit: Annotated[int, typer.Option(min=1, help="First images, on which thresholds are fitted.")] = 8,
     seed: Seed = 0,
@@ -335,7 +367,7 @@ def overlap(
     discovered = _discovered(scores, read_scores(scores, networks[0], other_base), other_base)
     # Refused before images are scored, not after.
     for one in discovered.values():
-        one.top(ratio, budget="filters")
+        one.top(ratio, budget="filters", scope=scope, share=share)
     if discovered.keys() != recipes.keys():
         raise ConfigError(
             "--degrade",
@@ -361,7 +393,7 @@ def overlap(
                 told.append((score(files.pair(sample).degraded), {label} - {""}))
                 done()
     fitted = fit * len(kinds)
-    classifier = protocols.fit_overlap(discovered, told[:fitted], ratio)
+    classifier = protocols.fit_overlap(discovered, told[:fitted], ratio, scope=scope, share=share)
     accuracy = classifier.accuracy(told[fitted:])
     named: dict[str, Any] = {}
     for name, degraded in shown.items():
@@ -437,6 +469,18 @@ def reproduce(
         say_json(results)
         return
     say(str(folder / "page.md"))
+
+
+def _psnr(network: Backbone, patches: ValidationSet) -> float:
+    """Return the mean PSNR in dB of degraded windows that a network restores."""
+    import torch
+
+    from restorekit.analysis.pairs import restored
+
+    like = next(network.parameters())
+    with torch.no_grad():
+        figures = patches.measure(lambda degraded, kinds: restored(network, degraded.to(like)))
+    return figures["degraded"]
 
 
 def _discovered(

@@ -10,12 +10,11 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from restorekit.analysis.pairs import restored
 from restorekit.analysis.protocols.substitution import place, places
 from restorekit.analysis.walk import Network, check_same, state_of
-from restorekit.contracts import Backbone
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterTable
 
@@ -27,7 +26,7 @@ _INK, _PAPER = (32, 32, 32), (255, 255, 255)
 
 
 def modulate(
-    target: Backbone,
+    target: nn.Module,
     base: Network,
     table: FilterTable,
     filters: Tensor,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -22,7 +22,7 @@ from restorekit.analysis.rules import Rule, points
 from restorekit.analysis.walk import Loss, Network, Walk, criterion_of, network_of
 from restorekit.errors import RestoreKitError
 from restorekit.filters import FilterTable
-from restorekit.filterscores import FilterScores, select
+from restorekit.filterscores import FilterScores, Scope, select
 
 
 class ImageScorer:
@@ -74,16 +74,28 @@ class OverlapClassifier:
         discovered: filters (K,) of each degradation.
         ratio: share of filters that an image's own are.
         thresholds: of each degradation.
+        scope: of the choice, as for ``select``.
+        share: likewise.
     """
 
     table: FilterTable
     discovered: Mapping[str, Tensor]
     ratio: float
     thresholds: Mapping[str, float]
+    scope: Scope = "network"
+    share: float = 1.0
 
     def overlaps(self, scores: Tensor) -> dict[str, float]:
-        """Return the overlap score of an image for each degradation, from its filters' scores (F,)."""
-        return overlap_scores(self.table, self.discovered, scores, self.ratio)
+        """Return the overlap score of an image for each degradation, from its filters' scores (F,).
+
+        Raises:
+            RestoreKitError: the ratio is so small that an image has no filters.
+        """
+        own = select(self.table, scores, self.ratio, budget="filters", scope=self.scope, share=self.share)
+        return {
+            label: torch.isin(own, filters).float().mean().item()
+            for label, filters in self.discovered.items()
+        }
 
     def degradations(self, scores: Tensor) -> set[str]:
         """Return what an image suffers from; nothing where no overlap exceeds its threshold."""
@@ -108,6 +120,9 @@ def fit_overlap(
     discovered: Mapping[str, FilterScores],
     labelled: Sequence[tuple[Tensor, AbstractSet[str]]],
     ratio: float = 0.01,
+    *,
+    scope: Scope = "network",
+    share: float = 1.0,
 ) -> OverlapClassifier:
     """Return the classifier whose thresholds tell labelled images best.
 
@@ -115,6 +130,8 @@ def fit_overlap(
         discovered: scores of each degradation, contrasted with the others; their best filters are compared.
         labelled: scores (F,) of images with what they suffer from; not those that are tested on.
         ratio: share of filters that count as discovered, and as an image's own.
+        scope: of both choices, as for ``select``.
+        share: likewise.
 
     Raises:
         RestoreKitError: there are no scores, they are of different filters, or no labelled image has or lacks
@@ -127,25 +144,17 @@ def fit_overlap(
         raise RestoreKitError(
             "the scores of the degradations are of different filters", "attribute them alike"
         )
-    filters = {label: scores.top(ratio, budget="filters") for label, scores in discovered.items()}
-    overlaps = [(overlap_scores(table, filters, scores, ratio), labels) for scores, labels in labelled]
+    filters = {
+        label: scores.top(ratio, budget="filters", scope=scope, share=share)
+        for label, scores in discovered.items()
+    }
+    unfitted = OverlapClassifier(table, filters, ratio, {}, scope, share)
+    overlaps = [(unfitted.overlaps(scores), labels) for scores, labels in labelled]
     thresholds = {
         label: _threshold([(found[label], label in labels) for found, labels in overlaps], label)
         for label in filters
     }
-    return OverlapClassifier(table, filters, ratio, thresholds)
-
-
-def overlap_scores(
-    table: FilterTable, discovered: Mapping[str, Tensor], scores: Tensor, ratio: float
-) -> dict[str, float]:
-    """Return the share of an image's best filters (F,) that are among those of each degradation.
-
-    Raises:
-        RestoreKitError: the ratio is so small that an image has no filters.
-    """
-    own = select(table, scores, ratio, budget="filters")
-    return {label: torch.isin(own, filters).float().mean().item() for label, filters in discovered.items()}
+    return replace(unfitted, thresholds=thresholds)
 
 
 def balanced(told: Sequence[tuple[bool, bool]]) -> float:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from restorekit.analysis.protocols.substitution import places
-from restorekit.contracts import Backbone
+from restorekit.analysis.pairs import Terms
+from restorekit.analysis.protocols.substitution import Model, places
 from restorekit.errors import TrainingError
 from restorekit.filters import FilterTable
 from restorekit.tiling import pad_to_multiple
@@ -27,7 +27,7 @@ Batch = Callable[[int], tuple[Tensor, Tensor]]
 
 
 def retrain(
-    base: Backbone,
+    base: Model,
     table: FilterTable,
     filters: Tensor,
     batch: Batch,
@@ -37,7 +37,7 @@ def retrain(
     betas: tuple[float, float] = (0.9, 0.99),
     loss: Loss = l1,
     progress: Callable[[int, float], None] = lambda step, value: None,
-) -> Backbone:
+) -> Model:
     """Return a copy of the baseline, its chosen filters trained, all else bit by bit as it was.
 
     Only the values of these filters are parameters of the optimizer, so that its moments too have their size.
@@ -55,9 +55,9 @@ def retrain(
         progress: called after every step with its number and loss.
 
     Raises:
-        TrainingError: the loss is not finite any more.
+        TrainingError: the loss or a gradient is not finite any more; ``base`` is untouched.
     """
-    network = copy.deepcopy(base).requires_grad_(False).eval()
+    network, terms = copy.deepcopy(base).requires_grad_(False).eval(), Terms.of(base)
     frozen = dict(network.named_parameters())
     where = {name: indices.to(frozen[name].device) for name, indices in places(table, filters).items()}
     values = {name: nn.Parameter(frozen[name].flatten()[indices]) for name, indices in where.items()}
@@ -71,7 +71,7 @@ def retrain(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(settings, step, steps)
         degraded, clean = (images.to(like) for images in batch(step))
-        padded = pad_to_multiple(degraded, network.size_multiple, network.padding)
+        padded = pad_to_multiple(degraded, terms.size_multiple, terms.padding)
         written = _written(frozen, where, values)
         everywhere = {name: written[first] for first, names in homes.items() for name in names}
         # torch ties names by itself too, and then does not put back what a module has that is used twice.
@@ -82,12 +82,22 @@ def retrain(
             raise TrainingError(f"the loss is {reached} at step {step}", "lower the learning rate")
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        _check_gradients(values, step)
         optimizer.step()
         progress(step + 1, reached)
     with torch.no_grad():
         for name, weight in _written(frozen, where, values).items():
             frozen[name].copy_(weight)
     return network
+
+
+def _check_gradients(values: dict[str, nn.Parameter], step: int) -> None:
+    for name, value in values.items():
+        if value.grad is not None and not bool(torch.isfinite(value.grad).all()):
+            raise TrainingError(
+                f"the gradient of {name} is not finite at step {step}",
+                "leave the images of this step out, or look for a root or a division at zero in the network",
+            )
 
 
 def _homes(network: nn.Module, weights: nn.Parameter) -> list[str]:

@@ -18,13 +18,13 @@ from torch.nn.functional import conv2d
 
 from restorekit.analysis.pairs import LUMA, restored
 from restorekit.analysis.walk import Network, check_same, state_of, steady
-from restorekit.contracts import Backbone
 from restorekit.errors import ImageError, RestoreKitError
 from restorekit.filters import FilterTable
 
 Metric = Literal["luma", "release"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Key = TypeVar("Key", bound=Hashable)
+Model = TypeVar("Model", bound=nn.Module)
 
 # Figures are of the order of thousandths; published tables give them so.
 _PER_MILLE = 1000.0
@@ -46,9 +46,7 @@ class Drop:
         return statistics.fmean(self.per_image)
 
 
-def blended(
-    target: Backbone, base: Network, table: FilterTable, filters: Tensor, share: float = 0.0
-) -> Backbone:
+def blended(target: Model, base: Network, table: FilterTable, filters: Tensor, share: float = 0.0) -> Model:
     """Return a copy of the target whose chosen filters are ``share`` target and the rest baseline.
 
     Args:
@@ -94,7 +92,7 @@ def place(
 
 
 def mask_drop(
-    target: Backbone,
+    target: nn.Module,
     base: Network,
     table: FilterTable,
     filters: Tensor,
@@ -123,7 +121,7 @@ def mask_drop(
 
 
 def mask_drops(
-    target: Backbone,
+    target: nn.Module,
     base: Network,
     table: FilterTable,
     choices: Mapping[Key, Tensor],
