@@ -242,7 +242,7 @@ class PTGRM(Refiner):
             return self._refined(degraded, restored, prior, work)
 
     def maps(self, degraded: Tensor, restored: Tensor, prior: PriorFeatures) -> dict[str, Tensor]:
-        """Return the paper's maps, those that this network has, of the whole image.
+        """Return the paper's maps, those that this network has, of the whole image, whatever ``window`` is.
 
         M (B, 1, h, w), what comes from near; M_c (B, D) and M_s (B, 1, h, w), attention to channels and to
         pixels; I_m (B, C or 1, H, W), what is kept of the restored image; I_r (B, C, H, W), what is added.

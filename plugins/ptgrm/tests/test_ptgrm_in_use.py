@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 from guides import SEEN, Blurring, Deep, Joining, Statistics, install
-from ptgrm_cases import IMAGE, chain, inside, network_of, run_command
+from ptgrm_cases import IMAGE, chain, inside, network_of, run_command, saved
 from safetensors.torch import save_file
 
 from restorekit import Pipeline, PipelineSpec, restore
@@ -14,6 +14,7 @@ from restorekit.building import memory_of
 from restorekit.contracts import PriorFeatures
 from restorekit.errors import ConfigError, ContractError
 from restorekit.image import Image
+from restorekit.registry import backbones
 from restorekit.testing import check_backbone
 from restorekit_ptgrm.inside import RefinedBackbone
 from restorekit_ptgrm.network import PTGRM
@@ -183,7 +184,15 @@ def test_prior_that_is_not_finite_is_named_wherever_it_guides(weights, tmp_path,
 
 WITHOUT = {"range_map": "sum", "channel_attention": "none", "spatial_attention": "none"}
 TABLE_3 = {
-    "large": {**WITHOUT, "width": 64},
+    "without SP": {"range_map": "sum"},
+    "without CA": {"channel_attention": "features"},
+    "without SA": {"spatial_attention": "features"},
+    "large": {
+        "range_map": "sum",
+        "channel_attention": "features",
+        "spatial_attention": "features",
+        "width": 64,
+    },
     "without position": {"positions": False},
     "SNR as mask": {"range_map": "snr"},
     "1D prior": {**WITHOUT, "concatenation": "vector"},
@@ -352,3 +361,25 @@ def test_weights_without_a_mean_need_their_prior(weights):
         Pipeline.build(PipelineSpec.parse(chain(weights(prior="none"))))
     with pytest.raises(ConfigError, match="none takes no params"):
         Pipeline.build(PipelineSpec.parse(chain(weights(prior={"name": "none", "params": {"size": 3}}))))
+
+
+REAL = {
+    "nafnet": {"width": 8, "encoder_blocks": [1, 1], "middle_blocks": 1, "decoder_blocks": [1, 1]},
+    "restormer": {"dim": 8, "blocks": [1, 1, 1, 1], "heads": [1, 1, 2, 2], "refinement_blocks": 1},
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_features_of_shipped_backbones_are_refined(tmp_path, name):
+    torch.manual_seed(0)
+    backbone = backbones[name].load()(**REAL[name]).eval()
+    step = {"name": name, "params": REAL[name], "weights": saved(tmp_path, backbone, "backbone")}
+    alone = restore(IMAGE, {"steps": [{"restore": step}]})
+    params = {"prior_features": 16, "level": "feature", "latent_features": backbone.latent_features}
+    refined = {}
+    for start in ("identity", "random"):
+        weights = saved(tmp_path, PTGRM(**params, start=start), start)
+        refine = {"name": "ptgrm", "weights": weights, "params": params, "prior": "statistics"}
+        refined[start] = restore(IMAGE, chain({"restore": step}, {"refine": refine}))
+    np.testing.assert_allclose(refined["identity"], alone, atol=1e-5)
+    assert np.abs(refined["random"] - alone).max() > 1e-3
