@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         self._stride = 2 ** len(widths)
         layers: list[nn.Module] = []
         for inputs, outputs in zip((4, *widths), widths, strict=False):
-            layers += [_conv(inputs, outputs), nn.ReLU()]
+            layers += [_conv(inputs, outputs), nn.ReLU(inplace=True)]
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(_POOLED[pooling] * widths[-1], kinds)
         # Which kind each output is: a file that is read with names in another order is noticed by it.
@@ -128,11 +128,19 @@ class Classifier(nn.Module):
         # Details at the rows' edge need the row beyond.
         above, below = max(0, top - 1), min(height, bottom + 1)
         # As an 8-bit file has it: patches of a training, photographs in 16 bits and floats look alike.
-        levels = images[:, :, above:below].to(self.head.weight).contiguous().mul(255).round_().clamp_(0, 255)
+        levels = images[:, :, above:below].to(self.head.weight).mul(255).round_().clamp_(0, 255)
         own = slice(top - above, bottom - above)
+        # Channels last, the first convolution takes half the time.
+        rows = torch.empty(
+            (len(levels), 4, bottom - top, levels.shape[-1]),
+            dtype=levels.dtype,
+            device=levels.device,
+            memory_format=torch.channels_last,
+        )
         # About the middle, at unit variance.
-        rows = [(levels[:, :, own] - 127.5) / 64, _details(levels)[:, :, own]]
-        features: Tensor = self.features(torch.cat(rows, 1))
+        rows[:, :3] = levels[:, :, own].sub(127.5).div_(64)
+        rows[:, 3:] = _details(levels)[:, :, own]
+        features: Tensor = self.features(rows)
         return features
 
 
