@@ -16,7 +16,7 @@ from restorekit.catalog import Need
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import Source, declared_as, source
-from restorekit_diffusion.parts import Encoder, Unet
+from restorekit_diffusion.parts import Encoder, Unet, renamed
 from restorekit_diffusion.prompt import empty_prompt, prompt_needs
 from restorekit_diffusion.published import AUTOENCODER, SCHEDULER, UNET, WEIGHTS, config, tensors
 from restorekit_diffusion.tiny import TinyEncoder
@@ -113,7 +113,7 @@ class Diffusion(FrozenPrior):
                 facts |= {"timestep": timestep, "noise": noise, "prompt": prompt}
             if not on_meta():
                 values = read_tensors_of(place, tensors(folder, variant))
-                fill(encoder, values, place.reference)
+                fill(encoder, renamed(values), place.reference)
             if whole:
                 self._fill_unet(network, place, prompt, variant)
             facts["layer"] = layer

@@ -202,6 +202,56 @@ def test_half_precision_files_are_taken_by_name(folder, tmp_path):
         Diffusion(str(half), variant="ema")
 
 
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def rewritten(file, change):
+    """Write the tensors of a file anew, each under the name that ``change`` gives it."""
+    save_file({change(name): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def old_name(name):
+    for new, old in OLD_NAMES.items():
+        name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+    return name
+
+
+@pytest.mark.parametrize("layer", ["mid", "vae", "latent"])
+def test_autoencoders_are_read_by_the_names_that_their_attention_had_when_published(
+    folder, parts, tmp_path, layer
+):
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    file = old / "vae" / "diffusion_pytorch_model.safetensors"
+    rewritten(file, old_name)
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in load_file(file)
+    image = torch.rand(1, 3, 64, 64)
+    prior = Diffusion(str(old), layer=layer)
+    torch.testing.assert_close(prior(image).dense, Diffusion(str(folder), layer=layer)(image).dense)
+    if layer == "latent":
+        model = diffusers.AutoencoderKL.from_pretrained(old / "vae").eval()
+        with torch.no_grad():
+            latents = model.encode(2 * image - 1).latent_dist.mode() * 0.18215
+        torch.testing.assert_close(prior(image).dense, latents)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_a_text_encoder_in_half_precision_alone_is_read_in_both_layouts(
+    folder, parts, tmp_path, monkeypatch, prefix
+):
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    file = half / "text_encoder" / "model.safetensors"
+    tensors = {f"{prefix}{name.removeprefix('text_model.')}": t.half() for name, t in load_file(file).items()}
+    # Published files bring it; the library no longer has it.
+    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(7)[None]
+    save_file(tensors, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+    file.unlink()
+    prior = Diffusion(str(half), variant="fp16")
+    torch.testing.assert_close(prior.prompt, text_of(parts, 0), rtol=0, atol=5e-3)
+
+
 def test_wrong_arguments_are_refused_with_what_there_is(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"'down4'") as caught:
         Diffusion(str(folder), layer="down4")
