@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import source
@@ -75,8 +76,7 @@ class Blip2(FrozenPrior):
         config = _config(path, transformers)
         vision = config.vision_config
         count = int(vision.num_hidden_layers)
-        if not layers or any(not -count <= layer < count for layer in layers):
-            raise ConfigError("params.layers", f"are {list(layers)}", f"the image tower has {count} blocks")
+        chosen = chosen_layers(layers, count, f"the image tower has {count} blocks")
         with torch.device("meta"):
             network = transformers.Blip2VisionModelWithProjection(config)
         if self.tokens == "qformer":
@@ -84,7 +84,7 @@ class Blip2(FrozenPrior):
         if not on_meta():
             # The library's own loader takes what is missing for new, and draws it at random.
             fill(network, read_tensors_of(place, TENSORS), place.reference)
-        self._layers = sorted({layer % count for layer in layers})
+        self._layers = sorted(layer % count for layer in chosen)
         self._patch = int(vision.patch_size)
         width = config.image_text_hidden_size if self.tokens == "projection" else None
         self.adopt(

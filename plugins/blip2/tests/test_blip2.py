@@ -168,6 +168,15 @@ def test_a_missing_shard_is_named(shards, tmp_path):
         Blip2(str(tmp_path), tokens="qformer")
 
 
+def test_the_last_block_is_the_same_however_it_is_named(folder):
+    default, *others = (Blip2(str(folder), layers=layers) for layers in ([-1], [2], [2, -1]))
+    assert default.facts["layers"] == [2]
+    image = torch.rand(1, 3, 28, 28)
+    for other in others:
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(other(image).dense, default(image).dense)
+
+
 def test_wrong_arguments_are_refused(folder, tmp_path):
     with pytest.raises(ConfigError, match="tokens"):
         Blip2(str(folder), tokens="qforme")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate
 
+from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import Source, declared_as, source
@@ -86,12 +87,10 @@ class Clip(FrozenPrior):
             # Private, because open_clip offers the image tower only together with the text tower.
             tower = open_clip.model._build_vision_tower(config["embed_dim"], vision, quick)
         self._patch = int(vision.get("patch_size") or 32)
-        self._layers = sorted(set(layers))
         self._positions = positions
         blocks = vision["layers"]
         count = blocks if isinstance(blocks, int) else len(blocks) + 1
-        if not layers or any(not -count <= layer < count for layer in layers):
-            raise ConfigError("params.layers", f"are {list(layers)}", f"the model has {count} blocks")
+        self._layers = chosen_layers(layers, count, f"the model has {count} blocks")
         if not isinstance(blocks, int) and (mode != "squash" or size not in (None, vision["image_size"])):
             raise ConfigError(
                 "params.mode", "a ResNet of CLIP takes images of one size", "leave mode and size out"

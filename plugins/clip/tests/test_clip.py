@@ -212,6 +212,15 @@ def test_what_is_not_finite_is_an_error(folder):
         Clip(str(folder))(image)
 
 
+def test_the_last_block_is_the_same_however_it_is_named(folder):
+    default, *others = (Clip(str(folder), layers=layers) for layers in ([-1], [2], [2, -1]))
+    assert default.facts["layers"] == [-1]
+    image = torch.rand(1, 3, 32, 32)
+    for other in others:
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(other(image).dense, default(image).dense)
+
+
 def test_wrong_layers_and_models_are_refused(folder):
     with pytest.raises(ConfigError, match="the model has 3 blocks"):
         Clip(str(folder), layers=(3,))

@@ -104,6 +104,26 @@ def test_layers_are_joined_in_the_order_of_the_network(folders):
     torch.testing.assert_close(joined, torch.cat(each, 1))
 
 
+@pytest.mark.parametrize("name", ["clip", "convnext", "efficientnet"])
+@pytest.mark.parametrize("vector", ["head", "layers"])
+def test_the_last_layer_is_the_same_however_it_is_named(folders, name, vector):
+    count = {"clip": 3, "convnext": 4, "efficientnet": 5}[name]
+    image = torch.rand(1, 3, 64, 64)
+    default, *others = (
+        Timm(str(folders[name]), layers=layers, vector=vector)
+        for layers in ([-1], [count - 1], [count - 1, -1], [-1, -1])
+    )
+    # As in what refiners were trained with.
+    assert default.facts["layers"] == [-1]
+    for other in others:
+        said = other(image)
+        assert other.features == said.glob.shape[1] == default.features
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(said.dense, default(image).dense)
+    early = Timm(str(folders["clip"]), layers=(-3,)), Timm(str(folders["clip"]), layers=(0,))
+    assert early[0].fingerprint == early[1].fingerprint != default.fingerprint
+
+
 @pytest.mark.parametrize(("name", "layers"), [("clip", (0, 1)), ("convnext", (1,)), ("efficientnet", (0,))])
 def test_vector_may_be_the_means_of_layers(folders, name, layers):
     place, image = str(folders[name]), torch.rand(2, 3, 64, 64)
