@@ -23,6 +23,7 @@ from restorekit_diffusion.tiny import TinyEncoder
 
 _PLUGIN = "restorekit-diffusion"
 _PROMPTS = ("empty", "zeros")
+_VARIANTS = ("fp16", "fp32")
 # Of autoencoders that state none.
 _NATIVE = 512
 
@@ -44,7 +45,8 @@ class Diffusion(FrozenPrior):
         noise: seed of the noise that is added as of that timestep; none when None.
         prompt: ``empty``, made once by the text encoder and kept in the cache; or ``zeros``, which needs
             none and which no model was trained with.
-        variant: ``fp16`` to take files in half precision where there are both.
+        variant: ``fp16`` or ``fp32``, of the files that are taken where there are both; as the tag says when
+            None, also of a tag's repository, else fp32.
         mode: squash, long or dynamic, see ``restorekit.frozen.FrozenPrior``.
         size: in pixels; the model's when None (512).
         dtype: fp32, bf16 or fp16; the encoder is known to overflow in fp16.
@@ -77,10 +79,11 @@ class Diffusion(FrozenPrior):
             raise ConfigError(
                 "params.prompt", f"is {prompt!r}", near(prompt, _PROMPTS) or "use empty or zeros"
             )
-        if variant not in (None, "fp16"):
-            raise ConfigError("params.variant", f"is {variant!r}", "use fp16, or leave it out")
-        stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
-        variant = variant or (str(stated["variant"]) if "variant" in stated else None)
+        if variant not in (None, *_VARIANTS):
+            raise ConfigError("params.variant", f"is {variant!r}", "use fp16 or fp32, or leave it out")
+        declared = declared_as(reference, WEIGHTS)
+        if variant is None and declared and "variant" in declared.params:
+            variant = str(declared.params["variant"])
         place = source(reference, WEIGHTS)
         facts: dict[str, Any] = {"layer": layer}
         if place.file is not None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from restorekit import cache as places
 from restorekit.errors import ConfigError, OfflineError, WeightsError
+from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
 from restorekit_diffusion.prior import Diffusion
 from restorekit_diffusion.published import WEIGHTS
@@ -200,6 +201,24 @@ def test_half_precision_files_are_taken_by_name(folder, tmp_path):
     torch.testing.assert_close(prior(image).glob, Diffusion(str(folder))(image).glob, rtol=0, atol=5e-3)
     with pytest.raises(ConfigError, match="variant"):
         Diffusion(str(half), variant="ema")
+
+
+@pytest.mark.parametrize("reference", ["sd-1.5", "hub:stable-diffusion-v1-5/stable-diffusion-v1-5@main"])
+def test_a_repository_that_has_a_tag_is_read_as_the_tag_is(folder, tmp_path, monkeypatch, reference):
+    """The files are those of the small model, as if the hub's cache held them under this name."""
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    both = tmp_path / "both"
+    shutil.copytree(folder, both)
+    for file in both.glob("*/diffusion_pytorch_model.safetensors"):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    monkeypatch.setattr(Source, "_local", lambda _, name: both / name if (both / name).is_file() else None)
+
+    def read(**arguments):
+        files = Diffusion(reference, layer="vae", **arguments).facts["files"]
+        return {name for name in files if name.endswith("safetensors")}
+
+    assert read() == read(variant="fp16") == {"vae/diffusion_pytorch_model.fp16.safetensors"}
+    assert read(variant="fp32") == {"vae/diffusion_pytorch_model.safetensors"}
 
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

@@ -16,7 +16,7 @@ from torch import Tensor
 from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, library, on_meta, version
-from restorekit.references import Source, source
+from restorekit.references import Source, declared_as, source
 from restorekit.weights import read_tensors
 from restorekit_timm.published import CONFIG, TENSORS, WEIGHTS
 
@@ -71,7 +71,8 @@ class Timm(FrozenPrior):
         super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         if reference is None and model is None:
             reference = next(item.tag for item in WEIGHTS if item.default)
-        stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
+        declared = declared_as(reference, WEIGHTS) if reference is not None else None
+        stated = declared.params if declared else {}
         model = model or _text(stated.get("model"))
         projected = bool(stated.get("projected", False)) if projected is None else projected
         in_order = bool(stated.get("in_order", False)) if in_order is None else in_order

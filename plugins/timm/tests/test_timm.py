@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorekit.errors import ConfigError, ImageError, OfflineError, WeightsError
+from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
 from restorekit_timm.prior import Timm
 from restorekit_timm.published import WEIGHTS
@@ -193,6 +194,22 @@ def test_offline_the_hub_is_read_from_its_cache_alone(folders, tmp_path, monkeyp
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(Timm("hub:acme/tiny")(image).glob, Timm(str(folders["clip"]))(image).glob)
     assert Timm("hub:acme/tiny").fingerprint == Timm(str(folders["clip"])).fingerprint
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_a_repository_that_has_a_tag_is_read_as_the_tag_is(folders, monkeypatch, revision):
+    """The files are those of a small model, as if the hub's cache held them under this name."""
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    folder, (item,) = folders["clip"], [item for item in WEIGHTS if item.tag == "clip-vit-b-32"]
+    monkeypatch.setattr(
+        Source, "_local", lambda _, name: folder / name if (folder / name).is_file() else None
+    )
+    arguments = FAMILIES["clip"][1]
+    tagged = Timm(item.tag, arguments=arguments)
+    other = Timm(f"{item.reference}{revision}", arguments=arguments)
+    assert other.facts["model"] == item.params["model"] and other.facts["projected"]
+    assert other.fingerprint == tagged.fingerprint
+    assert not Timm(item.reference, arguments=arguments, projected=False).facts["projected"]
 
 
 @pytest.fixture
