@@ -5,11 +5,20 @@ What only one component knows of its own arguments it checks itself. Needs no to
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 from restorekit.errors import ConfigError
+
+# One of them, and several.
+_WORDS = {
+    bool: ("true or false", "true and false"),
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+}
 
 
 def chosen_layers(layers: Sequence[int], count: int, hint: str) -> list[int]:
@@ -35,6 +44,34 @@ def chosen_layers(layers: Sequence[int], count: int, hint: str) -> list[int]:
     return sorted(-1 if layer == count - 1 else layer for layer in chosen)
 
 
+def missing(constructor: Callable[..., Any], given: Iterable[str]) -> list[str]:
+    """Return the arguments that a constructor needs and is not given."""
+    named = set(given)
+    return [
+        name
+        for name, parameter in inspect.signature(constructor).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and name not in named
+    ]
+
+
+def mistyped(constructor: Callable[..., Any], given: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return the first argument of another type than its annotation, and what is wanted; or None.
+
+    Meant for what a constructor has refused: annotations that nobody can read are taken to be met.
+    """
+    try:
+        known = inspect.signature(constructor, eval_str=True).parameters
+    # Names that are imported for type checkers alone.
+    except NameError:
+        return None
+    for name, value in given.items():
+        if name in known and not _fits(value, known[name].annotation):
+            return name, _wanted(known[name].annotation)
+    return None
+
+
 def _fits(value: object, annotation: Any) -> bool:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
@@ -57,3 +94,18 @@ def _fits(value: object, annotation: Any) -> bool:
     if kind in (Mapping, dict):
         return isinstance(value, Mapping)
     return True
+
+
+def _wanted(annotation: Any) -> str:
+    """Return what an annotation means to someone who writes YAML."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return " or ".join(_wanted(each) for each in inner if each is not NoneType)
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if annotation in _WORDS:
+        return _WORDS[annotation][0]
+    if (origin or annotation) in (Mapping, dict):
+        return "a mapping of names to values"
+    kinds = {_WORDS[each][1] for each in inner if each in _WORDS}
+    return f"a list of {' or '.join(sorted(kinds))}" if kinds else "a list"

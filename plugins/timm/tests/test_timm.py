@@ -137,6 +137,11 @@ def test_vector_may_be_the_means_of_layers(folders, name, layers):
     check_prior(Timm, reference=place, layers=layers, vector="layers", mode="dynamic")
 
 
+def test_layers_that_are_no_list_are_refused(folders):
+    with pytest.raises(ConfigError, match=r"params\.layers: are -1\n.*give a list of whole numbers"):
+        Timm(str(folders["clip"]), layers=-1)
+
+
 def test_a_wrong_vector_is_refused(folders):
     with pytest.raises(ConfigError, match=r"params.vector: 'tail' is neither head nor layers"):
         Timm(str(folders["clip"]), vector="tail")
