@@ -35,8 +35,8 @@ class Clip(FrozenPrior):
         reference: a tag (``restorekit weights list clip``), ``hub:owner/repository``, or the path of a folder
             with open_clip_config.json and weights, or of a file of weights.
         model: architecture as open_clip names it; needed for a file, which cannot tell.
-        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were; needed for a file, and for
-            a config that does not say. As the tag or the config say when None.
+        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were. As the tag, the config or
+            the ``model`` (``ViT-B-32-quickgelu``) say when None; needed where none of them does.
         layers: blocks whose tokens are returned, joined over channels; -1 is the last.
         positions: for images of another size than the model's: ``resize`` its position embedding, or
             ``none`` to leave that of patches out.
@@ -171,7 +171,7 @@ def _quick_gelu(asked: bool | None, config: Mapping[str, Any], place: Source) ->
         return asked
     stated = config.get("quick_gelu")
     # Configs without the key are of OpenAI's models and of LAION's; open_clip takes all for GELU, and warns.
-    if place.file is not None or stated is None:
+    if stated is None:
         raise ConfigError(
             "params.quick_gelu",
             f"{place.reference} cannot tell whether the model was trained with QuickGELU or with GELU",

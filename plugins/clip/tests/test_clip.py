@@ -112,6 +112,13 @@ def test_the_activation_is_explicit(folder, tmp_path):
         Clip(str(folder / "open_clip_model.safetensors"), model="ViT-B-32")
 
 
+@pytest.mark.parametrize(("asked", "quick"), [(None, True), (True, True), (False, False)])
+def test_a_model_that_is_named_after_its_activation_tells_it(folder, asked, quick):
+    file = str(folder / "open_clip_model.safetensors")
+    with torch.device("meta"):
+        assert Clip(file, model="ViT-B-32-quickgelu", quick_gelu=asked).facts["quick_gelu"] is quick
+
+
 @pytest.fixture
 def silent(folder, tmp_path):
     """Lay out the same model with a config that does not say which activation it has."""
