@@ -151,11 +151,12 @@ class Diffusion(FrozenPrior):
 
 def _is_whole(place: Source, reference: str, layer: str | None) -> bool:
     """Tell whether a UNet is walked; also where it ought to be there and is not, which is an error then."""
-    if layer is not None or place.has(config(UNET)):
+    if layer is not None:
         return True
-    declared = declared_as(reference, WEIGHTS)
-    alone = config(UNET) not in declared.needs if declared else place.has(config(""))
-    return not alone
+    # Nothing is asked of the hub that a tag says: one that does not answer is told of all files at once.
+    if declared := declared_as(reference, WEIGHTS):
+        return config(UNET) in declared.needs
+    return place.has(config(UNET)) or not place.has(config(""))
 
 
 def _has_parts(place: Source, reference: str) -> bool:

@@ -9,6 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 
 from restorekit import cache as places
+from restorekit.download import UnreachableHubError
 from restorekit.errors import ConfigError, OfflineError, WeightsError
 from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
@@ -346,6 +347,20 @@ def test_offline_every_file_that_the_arguments_need_is_named_at_once(tmp_path, m
     with pytest.raises(OfflineError) as caught:
         Diffusion("sd-turbo", **arguments)
     assert f"has no {', '.join(others)} and {last} on this machine" in caught.value.message
+
+
+def test_a_hub_that_does_not_answer_is_told_with_every_file_of_a_tag(monkeypatch):
+    def cut_off(*args, **kwargs):
+        raise UnreachableHubError("hf://x", "no route", "go online")
+
+    for name in ("RESTOREKIT_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("restorekit.references.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("restorekit.references.hub_file", cut_off)
+    with pytest.raises(WeightsError, match=r"does not answer: no route\n.*dir:FOLDER") as caught:
+        Diffusion("sd-turbo")
+    for file in ("unet/config.json", "vae/config.json", "text_encoder/config.json"):
+        assert file in caught.value.message
 
 
 def test_a_folder_that_lacks_several_files_is_told_all(folder, tmp_path):
