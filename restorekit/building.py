@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from restorekit.arguments import missing, mistyped
 from restorekit.catalog import PRIOR_MEAN_KEY, Checkpoint
 from restorekit.config import ComponentRef
 from restorekit.contracts import Adapter, Backbone, DetectedBackbone, Prior, PriorFeatures, Refiner
@@ -48,12 +49,24 @@ def construct(part: Part, tensors: Mapping[str, Tensor] | None = None) -> nn.Mod
                 f"{part.entry.name} takes no {name!r}",
                 near(name, known) or f"it takes: {', '.join(known) or 'none'}",
             )
+    if absent := missing(kind, part.params):
+        raise ConfigError(
+            where,
+            f"{part.entry.name} needs {' and '.join(map(repr, absent))}",
+            f"write params: {{{', '.join(f'{name}: ...' for name in absent)}}}; it takes: {', '.join(known)}",
+        )
     try:
         module = cast(nn.Module, kind(**part.params))
     except ConfigError as error:
         # Its own arguments it calls params, whatever part of a pipeline it is.
         raise (error.below(part.where) if error.where.startswith("params") else error) from error
     except (TypeError, ValueError) as error:
+        wrong = mistyped(kind, part.params)
+        if wrong is not None:
+            name, wanted = wrong
+            raise ConfigError(
+                f"{where}.{name}", f"{part.entry.name} refuses {part.params[name]!r}", f"give {wanted}"
+            ) from error
         raise ConfigError(
             where, f"{part.entry.name} refuses them: {error}", f"it takes: {', '.join(known) or 'none'}"
         ) from error

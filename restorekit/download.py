@@ -257,6 +257,7 @@ def hub_file(
     Raises:
         MissingOnHubError: the repository has no such file.
         OfflineError: it is not in the cache and downloads are forbidden.
+        UnreachableHubError: it is not in the cache and the hub does not answer.
         WeightsError: it cannot be downloaded.
     """
     forbidden = is_offline() if offline is None else offline
@@ -264,12 +265,12 @@ def hub_file(
     try:
         return Path(hf_hub_download(repository, filename, revision=revision, local_files_only=forbidden))
     except LocalEntryNotFoundError as error:
-        kind = OfflineError if forbidden else WeightsError
-        raise kind(
-            f"{reference} is not in the hub's cache and cannot be downloaded"
-            + (" (offline)" if forbidden else f": {_short(error)}"),
-            "go online once, or fill the cache elsewhere and point HF_HOME to it",
-        ) from error
+        what = f"{reference} is not in the hub's cache and cannot be downloaded"
+        hint = "go online once, or fill the cache elsewhere and point HF_HOME to it"
+        if forbidden:
+            raise OfflineError(f"{what} (offline)", hint) from error
+        # The client's own words are a paragraph on connections; what it met is the cause.
+        raise UnreachableHubError(what, _short(error.__cause__ or error), hint) from error
     except GatedRepoError as error:
         raise WeightsError(
             f"{reference} is behind terms that its publisher asks to accept",
@@ -283,6 +284,14 @@ def hub_file(
         raise WeightsError(
             f"{reference} cannot be downloaded: {_short(error)}", "check owner, repository, file and revision"
         ) from error
+
+
+class UnreachableHubError(WeightsError):
+    """The hub did not answer; ``reason`` is what was met instead."""
+
+    def __init__(self, message: str, reason: str, hint: str) -> None:
+        super().__init__(f"{message}: {reason}", hint)
+        self.reason = reason
 
 
 class MissingOnHubError(WeightsError):
@@ -344,6 +353,6 @@ def _discard(part: Path) -> None:
     _notes(part).unlink(missing_ok=True)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     line = str(error).splitlines()[0] if str(error) else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"

@@ -65,7 +65,7 @@ class FrozenPrior(Prior):
             the old one its features would be nearly the same for every image.
 
     Raises:
-        ConfigError: the mode, the size or the dtype is none.
+        ConfigError: the mode, the size, the dtype or the seed is none.
     """
 
     # Longest side of what a network of any size is given, unless it is told otherwise.
@@ -79,12 +79,14 @@ class FrozenPrior(Prior):
         self, *, mode: str, size: int | None, dtype: str, differentiable: bool, shuffled: int | None = None
     ) -> None:
         super().__init__()
-        for what, value, known in (("mode", mode, get_args(SizeMode)), ("dtype", dtype, _DTYPES)):
+        for what, value, known in (("mode", mode, get_args(SizeMode)), ("dtype", dtype, tuple(_DTYPES))):
             if value not in known:
                 hint = near(str(value), known) or f"use {', '.join(known)}"
                 raise ConfigError(f"params.{what}", f"is {value!r}", hint)
-        if size is not None and size < 1:
-            raise ConfigError("params.size", f"is {size}", "give a number of pixels")
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ConfigError("params.size", f"is {size!r}", "give a whole number of pixels")
+        if not isinstance(shuffled, int | None):
+            raise ConfigError("params.shuffled", f"is {shuffled!r}", "give a seed, a whole number")
         self.mode, self.size, self.precision, self.differentiable = mode, size, dtype, differentiable
         self.shuffled, self.multiple, self.least = shuffled, 1, 1
         self._facts: dict[str, Any] = {}

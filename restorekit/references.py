@@ -20,10 +20,11 @@ from huggingface_hub import try_to_load_from_cache
 
 from restorekit.cache import is_offline
 from restorekit.catalog import Need, Pretrained
-from restorekit.download import MissingOnHubError, hub_file
+from restorekit.download import MissingOnHubError, UnreachableHubError, hub_file
 from restorekit.errors import OfflineError, WeightsError, near
 
 _INDEX = ".index.json"
+_ELSEWHERE = "go online once; or fetch the files elsewhere into a folder, and give it as dir:FOLDER"
 _HOW = "write hub:owner/repository, dir:FOLDER, file:FILE or package:MODULE/FILE"
 
 
@@ -85,7 +86,8 @@ class Source:
 
         Raises:
             OfflineError: it is not on this machine, and downloads are forbidden.
-            WeightsError: there is none; the message names what is expected, and where.
+            WeightsError: there is none, or the hub does not answer; the message names what is expected, and
+                where.
         """
         found = self._first(need.names)
         if found is None:
@@ -129,7 +131,7 @@ class Source:
         path = self._folder / name if self._folder else None
         return path if path is not None and path.is_file() else None
 
-    def _first(self, names: Iterable[str]) -> tuple[str, Path] | None:
+    def _first(self, names: tuple[str, ...]) -> tuple[str, Path] | None:
         for name in names:
             path = self._local(name)
             if path is None and self._repository and not self._offline:
@@ -137,6 +139,8 @@ class Source:
                     path = hub_file(self._repository, name, self._revision or None, offline=False)
                 except MissingOnHubError:
                     continue
+                except UnreachableHubError as error:
+                    raise self._unreachable(names, error.reason) from error
             if path is not None:
                 self.taken[name] = path
                 return name, path
@@ -160,8 +164,7 @@ class Source:
             return WeightsError(
                 f"{self.reference} has no {expected}", "check the repository and its revision"
             )
-        needs = self._expected if need in self._expected else (need, *self._expected)
-        absent = list(dict.fromkeys(file for each in needs for file in self._absent(each)))
+        absent = self._all_absent(need)
         # What another process has put there meanwhile was missing nevertheless.
         listed = _listed(absent or [names or need.names])
         if self._folder is not None:
@@ -171,8 +174,22 @@ class Source:
             )
         return OfflineError(
             f"{self.reference} has no {listed} on this machine and downloads are off (offline)",
-            "go online once; or fetch the files elsewhere into a folder, and give it as dir:FOLDER",
+            _ELSEWHERE,
         )
+
+    def _unreachable(self, names: tuple[str, ...], reason: str) -> WeightsError:
+        """Return the error that the hub did not answer when it was asked for one of these names."""
+        listed = _listed(self._all_absent(Need(names)) or [names])
+        return WeightsError(
+            f"{self.reference} has no {listed} on this machine, and the hub does not answer: {reason}",
+            _ELSEWHERE,
+        )
+
+    def _all_absent(self, need: Need) -> list[tuple[str, ...]]:
+        """Return what is not on this machine of a need, and of all that the model is read of."""
+        known = any(need.names == each.names for each in self._expected)
+        needs = self._expected if known else (need, *self._expected)
+        return list(dict.fromkeys(file for each in needs for file in self._absent(each)))
 
 
 def source(reference: str, declared: Iterable[Pretrained] = ()) -> Source:

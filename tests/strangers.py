@@ -238,7 +238,7 @@ class Brightness(Prior):
 class Referred(Brightness):
     """The same, of a model that has a config somewhere."""
 
-    def __init__(self, reference: str = "small"):
+    def __init__(self, reference: str):
         super().__init__()
         self.place = source(reference)
         self.place.take(Need(("config.json",)))

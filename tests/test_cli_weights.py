@@ -36,6 +36,11 @@ def test_list_tells_what_is_here(run, published):
     assert code == 2 and "no weights are declared for 'trainde'" in err
 
 
+def test_help_of_download_names_every_way_to_name_weights(run):
+    code, out, _ = run("weights", "download", "--help")
+    assert code == 0 and "COMPONENT/TAG" in out and "prior:NAME" in out
+
+
 def test_download_says_where_the_file_is(run, published, cache):
     item = published()
     code, out, _ = run("weights", "download", item.name)

@@ -184,7 +184,11 @@ def test_what_is_no_image_is_refused(image, message):
     [
         (dict(mode="squahs"), r"params.mode: is 'squahs'.*\n.*'squash'"),
         (dict(dtype="fp8"), r"params.dtype"),
+        (dict(dtype=["fp16"]), r"params.dtype"),
         (dict(size=0), r"params.size: is 0"),
+        (dict(size="224"), r"params.size: is '224'\n.*whole number of pixels"),
+        (dict(size=22.4), r"params.size: is 22.4"),
+        (dict(shuffled="yes"), r"params.shuffled: is 'yes'\n.*a seed"),
     ],
 )
 def test_wrong_arguments_are_refused(params, message):

@@ -184,6 +184,27 @@ def test_wrong_arguments_are_refused_with_their_place(params, message, hint):
     assert message in caught.value.message and caught.value.hint == hint
 
 
+@pytest.mark.parametrize(
+    ("params", "key", "message", "hint"),
+    [
+        ({"gain": "2"}, "params.gain", "gain refuses '2'", "give a number"),
+        ({"gain": [2]}, "params.gain", r"gain refuses \[2\]", "give a number"),
+    ],
+)
+def test_an_argument_of_another_type_is_told_by_its_key(params, key, message, hint):
+    with pytest.raises(ConfigError, match=message) as caught:
+        restore(IMAGE, chain({"restore": {"name": "gain", "params": params}}))
+    assert caught.value.where == f"steps[0].restore.{key}" and caught.value.hint == hint
+
+
+def test_an_argument_that_is_needed_and_not_given_is_named():
+    prior = {"name": "referred"}
+    with pytest.raises(ConfigError, match="referred needs 'reference'") as caught:
+        restore(IMAGE, chain(gain(1.0), {"refine": {"name": "blend", "prior": prior}}))
+    assert caught.value.where == "steps[1].refine.prior.params"
+    assert caught.value.hint == "write params: {reference: ...}; it takes: reference"
+
+
 def test_network_without_weights_is_refused():
     with pytest.raises(WeightsError, match="trained is a network, and no weights are given"):
         restore(IMAGE, chain({"restore": "trained"}))

@@ -1,6 +1,8 @@
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 from strangers import WEIGHTS
@@ -242,6 +244,32 @@ def test_online_only_what_the_hub_does_not_have_is_named(hub):
     (hub.folder / "config.json").unlink()
     with pytest.raises(WeightsError, match=r"has no config.json\n"):
         fetch(model())
+
+
+@pytest.fixture
+def dead(hub_cache, monkeypatch):
+    """Point to a hub that nobody serves, and let its client try again at once."""
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
+
+
+def test_a_hub_that_does_not_answer_is_told_with_every_file_and_the_way_by_hand(dead, declared, run):
+    expected = "config.json and (model.safetensors or model.safetensors.index.json) on this machine"
+    with pytest.raises(WeightsError, match=r"the hub does not answer: .*refused") as caught:
+        fetch(model())
+    assert f"hub:acme/model has no {expected}" in caught.value.message
+    assert "dir:FOLDER" in caught.value.hint and not isinstance(caught.value, OfflineError)
+    code, _, err = run("weights", "download", "prior:brightness")
+    assert code != 0 and expected in err and "dir:FOLDER" in err
+    with pytest.raises(WeightsError, match=r"has no two\.bin on this machine, and the hub does not answer"):
+        Source("hub:acme/model").has(Need(("two.bin",)))
 
 
 def referring(tmp_path):

@@ -57,7 +57,13 @@ def list_weights(
 
 @app.command()
 def download(
-    names: Names,
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="COMPONENT/TAG, as `weights list` prints; or prior:NAME, what a prior uses by default.",
+            show_default=False,
+        ),
+    ],
     source: Annotated[
         Path | None, typer.Option("--from", help="A file that was downloaded by hand, instead.")
     ] = None,

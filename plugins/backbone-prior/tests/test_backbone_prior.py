@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from restorekit.building import construct
 from restorekit.config import ComponentRef
 from restorekit.errors import ConfigError, UnknownComponentError, WeightsError
 from restorekit.plan import Part
@@ -103,6 +104,22 @@ def test_wrong_backbones_and_weights_are_refused(weights):
     installed("median")
     with pytest.raises(ConfigError, match="Median has no layers inside"):
         BackbonePrior("median")
+
+
+@pytest.mark.parametrize(
+    ("params", "where", "message"),
+    [
+        ({}, "prior.params", "backbone needs 'backbone'"),
+        ({"backbone": "nafnet", "size": "224"}, "prior.params.size", "is '224'"),
+        ({"backbone": "nafnet", "params": 3}, "prior.params.params", "backbone refuses 3"),
+    ],
+)
+def test_arguments_that_are_missing_or_no_numbers_are_told_by_their_keys(params, where, message):
+    installed("nafnet")
+    part = Part("prior", "prior", priors["backbone"], ComponentRef(name="backbone", params=params), None)
+    with pytest.raises(ConfigError, match=message) as caught:
+        construct(part)
+    assert caught.value.where == where
 
 
 @pytest.mark.skipif(not DNCNN.is_file(), reason="DnCNN's weights are not here: ../shared/weights/dncnn")

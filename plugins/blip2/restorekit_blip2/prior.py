@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
-from restorekit.references import source
+from restorekit.references import Source, declared_as, source
 from restorekit_blip2.published import CONFIG, TENSORS, WEIGHTS
 
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -36,7 +37,7 @@ class Blip2(FrozenPrior):
             folder with config.json and weights, in one file or in shards. Of a checkpoint with a language
             model only the rest is read.
         tokens: ``projection``, which checkpoints with a language model do not have, or ``qformer``; as the
-            tag says when None, else ``projection``.
+            tag says when None, also of a tag's repository, else ``projection``.
         layers: blocks of the image tower whose tokens are returned, joined over channels; -1 is the last.
         mode: squash, long or dynamic, see ``restorekit.frozen.FrozenPrior``.
         size: in pixels; the model's when None.
@@ -61,8 +62,8 @@ class Blip2(FrozenPrior):
         shuffled: int | None = None,
     ) -> None:
         super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
-        stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
-        self.tokens = tokens or str(stated.get("tokens", "projection"))
+        declared = declared_as(reference, WEIGHTS)
+        self.tokens = tokens or str(declared.params["tokens"] if declared else "projection")
         if self.tokens not in _TOKENS:
             raise ConfigError(
                 "params.tokens", f"are {self.tokens!r}", near(self.tokens, _TOKENS) or "use projection"
@@ -75,16 +76,14 @@ class Blip2(FrozenPrior):
         config = _config(path, transformers)
         vision = config.vision_config
         count = int(vision.num_hidden_layers)
-        if not layers or any(not -count <= layer < count for layer in layers):
-            raise ConfigError("params.layers", f"are {list(layers)}", f"the image tower has {count} blocks")
+        chosen = chosen_layers(layers, count, f"the image tower has {count} blocks")
         with torch.device("meta"):
             network = transformers.Blip2VisionModelWithProjection(config)
         if self.tokens == "qformer":
             network.vision_projection = nn.Identity()
         if not on_meta():
-            # The library's own loader takes what is missing for new, and draws it at random.
-            fill(network, read_tensors_of(place, TENSORS), place.reference)
-        self._layers = sorted({layer % count for layer in layers})
+            _fill(network, place, self.tokens)
+        self._layers = sorted(layer % count for layer in chosen)
         self._patch = int(vision.patch_size)
         width = config.image_text_hidden_size if self.tokens == "projection" else None
         self.adopt(
@@ -114,6 +113,19 @@ class Blip2(FrozenPrior):
         cells = (image.shape[2] // self._patch, image.shape[3] // self._patch)
         grids = [tokens[:, 1:].transpose(1, 2).unflatten(2, cells) for tokens in maps]
         return glob, torch.cat(grids, 1)
+
+
+def _fill(network: Any, place: Source, tokens: str) -> None:
+    values = read_tensors_of(place, TENSORS)
+    try:
+        # The library's own loader takes what is missing for new, and draws it at random.
+        fill(network, values, place.reference)
+    except WeightsError as error:
+        if tokens != "projection" or any(name.startswith("vision_projection.") for name in values):
+            raise
+        raise WeightsError(
+            error.message, "write tokens: qformer; a checkpoint with a language model has no projection"
+        ) from error
 
 
 def _config(path: Path, transformers: Any) -> Any:

@@ -149,14 +149,29 @@ def test_a_checkpoint_with_a_language_model_gives_the_rest(shards, speaking):
 
 
 def test_missing_tensors_are_an_error(shards, folder, tmp_path):
-    with pytest.raises(WeightsError, match=r"2 tensors are missing .* 'vision_projection.weight'"):
+    with pytest.raises(WeightsError, match=r"2 tensors are missing .* 'vision_projection.weight'") as caught:
         Blip2(str(shards))
+    assert caught.value.hint.startswith("write tokens: qformer;")
     tensors = load_file(folder / "model.safetensors")
     del tensors["qformer.layernorm.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
-    with pytest.raises(WeightsError, match=r"1 tensors are missing .* 'qformer.layernorm.weight'"):
+    with pytest.raises(WeightsError, match=r"1 tensors are missing .* 'qformer.layernorm.weight'") as caught:
         Blip2(str(tmp_path))
+    assert "tokens" not in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "reference", ["opt-2.7b", "hub:Salesforce/blip2-opt-2.7b", "hub:Salesforce/blip2-opt-2.7b@main"]
+)
+def test_a_model_that_has_a_tag_says_its_tokens_wherever_it_is_from(shards, monkeypatch, reference):
+    """The files are those of the small model, as if the hub's cache held them under this name."""
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    monkeypatch.setattr(
+        Source, "_local", lambda _, name: shards / name if (shards / name).is_file() else None
+    )
+    assert Blip2(reference).tokens == "qformer"
+    assert Blip2(reference, tokens="qformer").features == 24
 
 
 def test_a_missing_shard_is_named(shards, tmp_path):
@@ -166,6 +181,15 @@ def test_a_missing_shard_is_named(shards, tmp_path):
     (tmp_path / needed[0].name).unlink()
     with pytest.raises(WeightsError, match=f"has no {needed[0].name}"):
         Blip2(str(tmp_path), tokens="qformer")
+
+
+def test_the_last_block_is_the_same_however_it_is_named(folder):
+    default, *others = (Blip2(str(folder), layers=layers) for layers in ([-1], [2], [2, -1]))
+    assert default.facts["layers"] == [2]
+    image = torch.rand(1, 3, 28, 28)
+    for other in others:
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(other(image).dense, default(image).dense)
 
 
 def test_wrong_arguments_are_refused(folder, tmp_path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import interpolate
 
+from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import Source, declared_as, source
@@ -34,8 +35,8 @@ class Clip(FrozenPrior):
         reference: a tag (``restorekit weights list clip``), ``hub:owner/repository``, or the path of a folder
             with open_clip_config.json and weights, or of a file of weights.
         model: architecture as open_clip names it; needed for a file, which cannot tell.
-        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were; needed for a file, and for
-            a config that does not say. As the tag or the config say when None.
+        quick_gelu: whether the model was trained with QuickGELU, as OpenAI's were. As the tag, the config or
+            the ``model`` (``ViT-B-32-quickgelu``) say when None; needed where none of them does.
         layers: blocks whose tokens are returned, joined over channels; -1 is the last.
         positions: for images of another size than the model's: ``resize`` its position embedding, or
             ``none`` to leave that of patches out.
@@ -86,12 +87,10 @@ class Clip(FrozenPrior):
             # Private, because open_clip offers the image tower only together with the text tower.
             tower = open_clip.model._build_vision_tower(config["embed_dim"], vision, quick)
         self._patch = int(vision.get("patch_size") or 32)
-        self._layers = sorted(set(layers))
         self._positions = positions
         blocks = vision["layers"]
         count = blocks if isinstance(blocks, int) else len(blocks) + 1
-        if not layers or any(not -count <= layer < count for layer in layers):
-            raise ConfigError("params.layers", f"are {list(layers)}", f"the model has {count} blocks")
+        self._layers = chosen_layers(layers, count, f"the model has {count} blocks")
         if not isinstance(blocks, int) and (mode != "squash" or size not in (None, vision["image_size"])):
             raise ConfigError(
                 "params.mode", "a ResNet of CLIP takes images of one size", "leave mode and size out"
@@ -172,7 +171,7 @@ def _quick_gelu(asked: bool | None, config: Mapping[str, Any], place: Source) ->
         return asked
     stated = config.get("quick_gelu")
     # Configs without the key are of OpenAI's models and of LAION's; open_clip takes all for GELU, and warns.
-    if place.file is not None or stated is None:
+    if stated is None:
         raise ConfigError(
             "params.quick_gelu",
             f"{place.reference} cannot tell whether the model was trained with QuickGELU or with GELU",

@@ -112,6 +112,13 @@ def test_the_activation_is_explicit(folder, tmp_path):
         Clip(str(folder / "open_clip_model.safetensors"), model="ViT-B-32")
 
 
+@pytest.mark.parametrize(("asked", "quick"), [(None, True), (True, True), (False, False)])
+def test_a_model_that_is_named_after_its_activation_tells_it(folder, asked, quick):
+    file = str(folder / "open_clip_model.safetensors")
+    with torch.device("meta"):
+        assert Clip(file, model="ViT-B-32-quickgelu", quick_gelu=asked).facts["quick_gelu"] is quick
+
+
 @pytest.fixture
 def silent(folder, tmp_path):
     """Lay out the same model with a config that does not say which activation it has."""
@@ -210,6 +217,15 @@ def test_what_is_not_finite_is_an_error(folder):
     image[0, 0, 0, 0] = float("nan")
     with pytest.raises(ContractError, match="values that are not finite"):
         Clip(str(folder))(image)
+
+
+def test_the_last_block_is_the_same_however_it_is_named(folder):
+    default, *others = (Clip(str(folder), layers=layers) for layers in ([-1], [2], [2, -1]))
+    assert default.facts["layers"] == [-1]
+    image = torch.rand(1, 3, 32, 32)
+    for other in others:
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(other(image).dense, default(image).dense)
 
 
 def test_wrong_layers_and_models_are_refused(folder):

@@ -6,6 +6,7 @@ an argument, so that nothing is imported here. Shapes: ``c`` latent channels, ``
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from restorekit.errors import ConfigError, WeightsError
+
+# Autoencoders of Stable Diffusion 1 and 2 are older than the names that diffusers has for their attention.
+_RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(?<=\.)({'|'.join(_RENAMED)})(?=\.(?:weight|bias)$)")
 
 
 class Encoder(nn.Module):
@@ -58,6 +63,14 @@ class Encoder(nn.Module):
             moments = self.quant_conv(moments)
         mean = moments if self.tiny else moments.chunk(2, dim=1)[0]
         return (mean - self.shift) * self.scale
+
+
+def renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return an autoencoder's tensors by the names that diffusers has for them now."""
+    return {
+        _OLD_NAME.sub(lambda found: _RENAMED[found[0]], name) if ".attentions." in name else name: value
+        for name, value in tensors.items()
+    }
 
 
 class Unet(nn.Module):

@@ -16,13 +16,14 @@ from restorekit.catalog import Need
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, fill, library, on_meta, read_tensors_of, version
 from restorekit.references import Source, declared_as, source
-from restorekit_diffusion.parts import Encoder, Unet
+from restorekit_diffusion.parts import Encoder, Unet, renamed
 from restorekit_diffusion.prompt import empty_prompt, prompt_needs
 from restorekit_diffusion.published import AUTOENCODER, SCHEDULER, UNET, WEIGHTS, config, tensors
 from restorekit_diffusion.tiny import TinyEncoder
 
 _PLUGIN = "restorekit-diffusion"
 _PROMPTS = ("empty", "zeros")
+_VARIANTS = ("fp16", "fp32")
 # Of autoencoders that state none.
 _NATIVE = 512
 
@@ -44,7 +45,8 @@ class Diffusion(FrozenPrior):
         noise: seed of the noise that is added as of that timestep; none when None.
         prompt: ``empty``, made once by the text encoder and kept in the cache; or ``zeros``, which needs
             none and which no model was trained with.
-        variant: ``fp16`` to take files in half precision where there are both.
+        variant: ``fp16`` or ``fp32``, of the files that are taken where there are both; as the tag says when
+            None, also of a tag's repository, else fp32.
         mode: squash, long or dynamic, see ``restorekit.frozen.FrozenPrior``.
         size: in pixels; the model's when None (512).
         dtype: fp32, bf16 or fp16; the encoder is known to overflow in fp16.
@@ -77,10 +79,11 @@ class Diffusion(FrozenPrior):
             raise ConfigError(
                 "params.prompt", f"is {prompt!r}", near(prompt, _PROMPTS) or "use empty or zeros"
             )
-        if variant not in (None, "fp16"):
-            raise ConfigError("params.variant", f"is {variant!r}", "use fp16, or leave it out")
-        stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
-        variant = variant or (str(stated["variant"]) if "variant" in stated else None)
+        if variant not in (None, *_VARIANTS):
+            raise ConfigError("params.variant", f"is {variant!r}", "use fp16 or fp32, or leave it out")
+        declared = declared_as(reference, WEIGHTS)
+        if variant is None and declared and "variant" in declared.params:
+            variant = str(declared.params["variant"])
         place = source(reference, WEIGHTS)
         facts: dict[str, Any] = {"layer": layer}
         if place.file is not None:
@@ -113,7 +116,7 @@ class Diffusion(FrozenPrior):
                 facts |= {"timestep": timestep, "noise": noise, "prompt": prompt}
             if not on_meta():
                 values = read_tensors_of(place, tensors(folder, variant))
-                fill(encoder, values, place.reference)
+                fill(encoder, renamed(values), place.reference)
             if whole:
                 self._fill_unet(network, place, prompt, variant)
             facts["layer"] = layer
@@ -148,11 +151,12 @@ class Diffusion(FrozenPrior):
 
 def _is_whole(place: Source, reference: str, layer: str | None) -> bool:
     """Tell whether a UNet is walked; also where it ought to be there and is not, which is an error then."""
-    if layer is not None or place.has(config(UNET)):
+    if layer is not None:
         return True
-    declared = declared_as(reference, WEIGHTS)
-    alone = config(UNET) not in declared.needs if declared else place.has(config(""))
-    return not alone
+    # Nothing is asked of the hub that a tag says: one that does not answer is told of all files at once.
+    if declared := declared_as(reference, WEIGHTS):
+        return config(UNET) in declared.needs
+    return place.has(config(UNET)) or not place.has(config(""))
 
 
 def _has_parts(place: Source, reference: str) -> bool:

@@ -1,7 +1,6 @@
 import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +8,15 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 
 from restorekit import cache as places
+from restorekit.download import UnreachableHubError
 from restorekit.errors import ConfigError, OfflineError, WeightsError
+from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
 from restorekit_diffusion.prior import Diffusion
 from restorekit_diffusion.published import WEIGHTS
 
 diffusers = pytest.importorskip("diffusers", exc_type=(ImportError, RuntimeError))
 transformers = pytest.importorskip("transformers", exc_type=(ImportError, RuntimeError))
-
-TAE = Path(__file__).parents[4] / "shared" / "weights" / "tae"
-needs_tae = pytest.mark.skipif(
-    not TAE.is_dir(), reason="tiny autoencoders' weights are not here: ../shared/weights"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +198,74 @@ def test_half_precision_files_are_taken_by_name(folder, tmp_path):
         Diffusion(str(half), variant="ema")
 
 
+@pytest.mark.parametrize("reference", ["sd-1.5", "hub:stable-diffusion-v1-5/stable-diffusion-v1-5@main"])
+def test_a_repository_that_has_a_tag_is_read_as_the_tag_is(folder, tmp_path, monkeypatch, reference):
+    """The files are those of the small model, as if the hub's cache held them under this name."""
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    both = tmp_path / "both"
+    shutil.copytree(folder, both)
+    for file in both.glob("*/diffusion_pytorch_model.safetensors"):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+    monkeypatch.setattr(Source, "_local", lambda _, name: both / name if (both / name).is_file() else None)
+
+    def read(**arguments):
+        files = Diffusion(reference, layer="vae", **arguments).facts["files"]
+        return {name for name in files if name.endswith("safetensors")}
+
+    assert read() == read(variant="fp16") == {"vae/diffusion_pytorch_model.fp16.safetensors"}
+    assert read(variant="fp32") == {"vae/diffusion_pytorch_model.safetensors"}
+
+
+OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def rewritten(file, change):
+    """Write the tensors of a file anew, each under the name that ``change`` gives it."""
+    save_file({change(name): value for name, value in load_file(file).items()}, file, {"format": "pt"})
+
+
+def old_name(name):
+    for new, old in OLD_NAMES.items():
+        name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+    return name
+
+
+@pytest.mark.parametrize("layer", ["mid", "vae", "latent"])
+def test_autoencoders_are_read_by_the_names_that_their_attention_had_when_published(
+    folder, parts, tmp_path, layer
+):
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    file = old / "vae" / "diffusion_pytorch_model.safetensors"
+    rewritten(file, old_name)
+    assert "encoder.mid_block.attentions.0.proj_attn.weight" in load_file(file)
+    image = torch.rand(1, 3, 64, 64)
+    prior = Diffusion(str(old), layer=layer)
+    torch.testing.assert_close(prior(image).dense, Diffusion(str(folder), layer=layer)(image).dense)
+    if layer == "latent":
+        model = diffusers.AutoencoderKL.from_pretrained(old / "vae").eval()
+        with torch.no_grad():
+            latents = model.encode(2 * image - 1).latent_dist.mode() * 0.18215
+        torch.testing.assert_close(prior(image).dense, latents)
+
+
+@pytest.mark.parametrize("prefix", ["", "text_model."])
+def test_a_text_encoder_in_half_precision_alone_is_read_in_both_layouts(
+    folder, parts, tmp_path, monkeypatch, prefix
+):
+    monkeypatch.setenv("RESTOREKIT_CACHE_DIR", str(tmp_path / "cache"))
+    half = tmp_path / "half"
+    shutil.copytree(folder, half)
+    file = half / "text_encoder" / "model.safetensors"
+    tensors = {f"{prefix}{name.removeprefix('text_model.')}": t.half() for name, t in load_file(file).items()}
+    # Published files bring it; the library no longer has it.
+    tensors[f"{prefix}embeddings.position_ids"] = torch.arange(7)[None]
+    save_file(tensors, file.with_suffix(".fp16.safetensors"), {"format": "pt"})
+    file.unlink()
+    prior = Diffusion(str(half), variant="fp16")
+    torch.testing.assert_close(prior.prompt, text_of(parts, 0), rtol=0, atol=5e-3)
+
+
 def test_wrong_arguments_are_refused_with_what_there_is(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"'down4'") as caught:
         Diffusion(str(folder), layer="down4")
@@ -279,6 +343,20 @@ def test_offline_every_file_that_the_arguments_need_is_named_at_once(tmp_path, m
     assert f"has no {', '.join(others)} and {last} on this machine" in caught.value.message
 
 
+def test_a_hub_that_does_not_answer_is_told_with_every_file_of_a_tag(monkeypatch):
+    def cut_off(*args, **kwargs):
+        raise UnreachableHubError("hf://x", "no route", "go online")
+
+    for name in ("RESTOREKIT_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("restorekit.references.try_to_load_from_cache", lambda *args, **kwargs: None)
+    monkeypatch.setattr("restorekit.references.hub_file", cut_off)
+    with pytest.raises(WeightsError, match=r"does not answer: no route\n.*dir:FOLDER") as caught:
+        Diffusion("sd-turbo")
+    for file in ("unet/config.json", "vae/config.json", "text_encoder/config.json"):
+        assert file in caught.value.message
+
+
 def test_a_folder_that_lacks_several_files_is_told_all(folder, tmp_path):
     partly = tmp_path / "partly"
     shutil.copytree(folder, partly)
@@ -304,67 +382,6 @@ def test_missing_tensors_are_an_error(folder, tmp_path):
     with pytest.raises(WeightsError, match=r"mid_block\.resnets\.0\.conv1\.weight"):
         Diffusion(str(torn))
     assert Diffusion(str(torn), layer="down2").features == 16
-
-
-def test_a_tiny_autoencoder_of_diffusers_gives_its_latents(tmp_path):
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderTiny(
-        encoder_block_out_channels=(8,) * 3,
-        decoder_block_out_channels=(8,) * 3,
-        num_encoder_blocks=(1, 1, 1),
-        num_decoder_blocks=(1, 1, 1),
-    ).eval()
-    model.save_pretrained(tmp_path)
-    check_prior(Diffusion, reference=str(tmp_path), size=64, differentiable=True)
-    image = torch.rand(1, 3, 32, 64)
-    with torch.no_grad():
-        expected = model.encode(2 * image - 1).latents
-    torch.testing.assert_close(Diffusion(str(tmp_path), mode="dynamic")(image).dense, expected)
-    with pytest.raises(ConfigError, match="a tiny autoencoder has none"):
-        Diffusion(str(tmp_path), layer="vae")
-
-
-@needs_tae
-@pytest.mark.parametrize(("name", "channels", "stride"), [("taef2", 32, 8), ("taesana", 32, 32)])
-def test_published_tiny_encoders_are_read_and_describe_images(name, channels, stride):
-    file = TAE / f"{name}_encoder.pth"
-    check_prior(Diffusion, reference=str(file), size=32)
-    features = Diffusion(str(file), mode="dynamic")(torch.rand(1, 3, 64, 96))
-    assert features.stride == stride
-    assert features.dense.shape == (1, channels, 64 // stride, 96 // stride)
-
-
-@needs_tae
-def test_published_latents_are_those_that_the_published_decoder_turns_back(tmp_path):
-    """The decoder is built of the same blocks; a wrong reading of the encoder gives less than 15 dB."""
-    data = pytest.importorskip("skimage.data")
-    from restorekit_diffusion.tiny import _Block
-
-    image = torch.from_numpy(data.astronaut()[192:320, 192:320]).permute(2, 0, 1)[None] / 255
-    latents = Diffusion(str(TAE / "taef2_encoder.pth"), mode="dynamic")(image).dense
-    tensors = torch.load(TAE / "taef2_decoder.pth", weights_only=True)
-    layers = []
-    for place in range(1 + max(int(name.partition(".")[0]) for name in tensors)):
-        weight = tensors.get(f"{place}.weight")
-        if f"{place}.conv.0.weight" in tensors:
-            layers.append(_Block(64, pooled=f"{place}.pool.0.weight" in tensors))
-        elif weight is not None:
-            biased = f"{place}.bias" in tensors
-            layers.append(torch.nn.Conv2d(*weight.shape[1::-1], 3, padding=1, bias=biased))
-        else:
-            names = {0: torch.nn.Identity, 2: torch.nn.ReLU}
-            layers.append(names.get(place, lambda: torch.nn.Upsample(scale_factor=2))())
-    decoder = torch.nn.Sequential(*layers)
-    decoder.load_state_dict(tensors)
-    with torch.no_grad():
-        restored = decoder(3 * torch.tanh(latents / 3)).clamp(0, 1)
-    assert -10 * (restored - image).square().mean().log10() > 25
-
-
-def test_a_file_of_something_else_is_refused(tmp_path):
-    save_file({"conv.weight": torch.ones(1)}, tmp_path / "net.safetensors")
-    with pytest.raises(WeightsError, match="is no encoder of a tiny autoencoder"):
-        Diffusion(str(tmp_path / "net.safetensors"))
 
 
 @pytest.mark.parametrize("item", WEIGHTS, ids=lambda item: item.tag)

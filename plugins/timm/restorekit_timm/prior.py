@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from restorekit.arguments import chosen_layers
 from restorekit.errors import ConfigError, WeightsError, near
 from restorekit.frozen import FrozenPrior, library, on_meta, version
-from restorekit.references import Source, source
+from restorekit.references import Source, declared_as, source
 from restorekit.weights import read_tensors
 from restorekit_timm.published import CONFIG, TENSORS, WEIGHTS
 
@@ -36,6 +37,7 @@ class Timm(FrozenPrior):
             is ``vit_..._clip_quickgelu_...``: the plain ones compute GELU.
         projected: return what the model's head makes of the pooled vector, as CLIP's embedding.
         layers: of timm's list of layers, or blocks; joined over channels, so of one size; -1 is the last.
+            One that is named twice counts once.
         vector: the ``head``'s, or means over the image of the chosen ``layers``: early ones still know of an
             image's noise, blur and light, which the head was trained to overlook.
         in_order: tensors of the file have other names, and the model's order.
@@ -69,7 +71,8 @@ class Timm(FrozenPrior):
         super().__init__(mode=mode, size=size, dtype=dtype, differentiable=differentiable, shuffled=shuffled)
         if reference is None and model is None:
             reference = next(item.tag for item in WEIGHTS if item.default)
-        stated = next((item.params for item in WEIGHTS if item.tag == reference), {})
+        declared = declared_as(reference, WEIGHTS) if reference is not None else None
+        stated = declared.params if declared else {}
         model = model or _text(stated.get("model"))
         projected = bool(stated.get("projected", False)) if projected is None else projected
         in_order = bool(stated.get("in_order", False)) if in_order is None else in_order
@@ -82,11 +85,11 @@ class Timm(FrozenPrior):
         if not projected and hasattr(network, "reset_classifier"):
             network.reset_classifier(0)
         facts = {"model": model, "arguments": settings, "projected": projected, "in_order": in_order}
-        self._projected, self._layers = projected, sorted(set(layers))
+        self._projected = projected
         if vector not in ("head", "layers"):
             raise ConfigError("params.vector", f"{vector!r} is neither head nor layers", "leave it out: head")
         self._of_layers = vector == "layers"
-        self._check_layers(network)
+        self._layers = _layers(network, layers)
         preprocessing = timm.data.resolve_model_data_config(network)
         embedding: Any = getattr(network, "patch_embed", None)
         sides = getattr(embedding, "img_size", None)
@@ -116,15 +119,14 @@ class Timm(FrozenPrior):
         """Return the channels of the chosen layers, together."""
         return sum(int(network.feature_info[layer]["num_chs"]) for layer in self._layers)
 
-    def _check_layers(self, network: Any) -> None:
-        layers, count = self._layers, len(network.feature_info)
-        if not layers or any(not -count <= layer < count for layer in layers):
-            raise ConfigError("params.layers", f"are {list(layers)}", f"the model has {count} layers")
-        reductions = {info["reduction"] for info in (network.feature_info[layer] for layer in layers)}
-        if len(reductions) > 1:
-            raise ConfigError(
-                "params.layers", f"are of strides {sorted(reductions)}", "choose layers of one stride"
-            )
+
+def _layers(network: Any, layers: Sequence[int]) -> list[int]:
+    count = len(network.feature_info)
+    chosen = chosen_layers(layers, count, f"the model has {count} layers")
+    strides = {network.feature_info[layer]["reduction"] for layer in chosen}
+    if len(strides) > 1:
+        raise ConfigError("params.layers", f"are of strides {sorted(strides)}", "choose layers of one stride")
+    return chosen
 
 
 def _timms_own(model: str | None, timm: Any) -> Source:

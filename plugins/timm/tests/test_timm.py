@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from restorekit.errors import ConfigError, ImageError, OfflineError, WeightsError
+from restorekit.references import Source
 from restorekit.testing import check_prior, check_weights
 from restorekit_timm.prior import Timm
 from restorekit_timm.published import WEIGHTS
@@ -104,6 +105,26 @@ def test_layers_are_joined_in_the_order_of_the_network(folders):
     torch.testing.assert_close(joined, torch.cat(each, 1))
 
 
+@pytest.mark.parametrize("name", ["clip", "convnext", "efficientnet"])
+@pytest.mark.parametrize("vector", ["head", "layers"])
+def test_the_last_layer_is_the_same_however_it_is_named(folders, name, vector):
+    count = {"clip": 3, "convnext": 4, "efficientnet": 5}[name]
+    image = torch.rand(1, 3, 64, 64)
+    default, *others = (
+        Timm(str(folders[name]), layers=layers, vector=vector)
+        for layers in ([-1], [count - 1], [count - 1, -1], [-1, -1])
+    )
+    # As in what refiners were trained with.
+    assert default.facts["layers"] == [-1]
+    for other in others:
+        said = other(image)
+        assert other.features == said.glob.shape[1] == default.features
+        assert other.fingerprint == default.fingerprint
+        torch.testing.assert_close(said.dense, default(image).dense)
+    early = Timm(str(folders["clip"]), layers=(-3,)), Timm(str(folders["clip"]), layers=(0,))
+    assert early[0].fingerprint == early[1].fingerprint != default.fingerprint
+
+
 @pytest.mark.parametrize(("name", "layers"), [("clip", (0, 1)), ("convnext", (1,)), ("efficientnet", (0,))])
 def test_vector_may_be_the_means_of_layers(folders, name, layers):
     place, image = str(folders[name]), torch.rand(2, 3, 64, 64)
@@ -114,6 +135,11 @@ def test_vector_may_be_the_means_of_layers(folders, name, layers):
     assert prior.features == said.glob.shape[1] != Timm(place).features
     assert prior.fingerprint != Timm(place, layers=layers, mode="dynamic").fingerprint
     check_prior(Timm, reference=place, layers=layers, vector="layers", mode="dynamic")
+
+
+def test_layers_that_are_no_list_are_refused(folders):
+    with pytest.raises(ConfigError, match=r"params\.layers: are -1\n.*give a list of whole numbers"):
+        Timm(str(folders["clip"]), layers=-1)
 
 
 def test_a_wrong_vector_is_refused(folders):
@@ -173,6 +199,22 @@ def test_offline_the_hub_is_read_from_its_cache_alone(folders, tmp_path, monkeyp
     image = torch.rand(1, 3, 32, 32)
     assert torch.equal(Timm("hub:acme/tiny")(image).glob, Timm(str(folders["clip"]))(image).glob)
     assert Timm("hub:acme/tiny").fingerprint == Timm(str(folders["clip"])).fingerprint
+
+
+@pytest.mark.parametrize("revision", ["", "@main"])
+def test_a_repository_that_has_a_tag_is_read_as_the_tag_is(folders, monkeypatch, revision):
+    """The files are those of a small model, as if the hub's cache held them under this name."""
+    monkeypatch.setenv("RESTOREKIT_OFFLINE", "1")
+    folder, (item,) = folders["clip"], [item for item in WEIGHTS if item.tag == "clip-vit-b-32"]
+    monkeypatch.setattr(
+        Source, "_local", lambda _, name: folder / name if (folder / name).is_file() else None
+    )
+    arguments = FAMILIES["clip"][1]
+    tagged = Timm(item.tag, arguments=arguments)
+    other = Timm(f"{item.reference}{revision}", arguments=arguments)
+    assert other.facts["model"] == item.params["model"] and other.facts["projected"]
+    assert other.fingerprint == tagged.fingerprint
+    assert not Timm(item.reference, arguments=arguments, projected=False).facts["projected"]
 
 
 @pytest.fixture
