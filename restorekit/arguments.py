@@ -41,7 +41,7 @@ def chosen_layers(layers: Sequence[int], count: int, hint: str) -> list[int]:
     if not layers or any(not -count <= layer < count for layer in layers):
         raise ConfigError("params.layers", f"are {list(layers)}", hint)
     chosen = {layer % count for layer in layers}
-    return sorted(-1 if layer == count - 1 else layer for layer in chosen)
+    return [-1 if layer == count - 1 else layer for layer in sorted(chosen)]
 
 
 def missing(constructor: Callable[..., Any], given: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from restorekit.errors import ConfigError
 
 @pytest.mark.parametrize(
     ("layers", "chosen"),
-    [([-1], [-1]), ((2,), [-1]), ((2, -1), [-1]), ([0, -3], [0]), ((-1, 0), [-1, 0]), ([1, 0, 1], [0, 1])],
+    [([-1], [-1]), ((2,), [-1]), ((2, -1), [-1]), ([0, -3], [0]), ((-1, 0), [0, -1]), ([1, 0, 1], [0, 1])],
 )
 def test_layers_are_counted_once_and_the_last_is_always_called_the_same(layers, chosen):
     assert chosen_layers(layers, 3, "there are 3") == chosen
