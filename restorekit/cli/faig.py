@@ -1,4 +1,4 @@
-"""``restorekit faig``: which filters of a network do what. What that is good for is faiguses.py."""
+"""``restorekit faig``: which filters of a network do what. What for is in faiguses.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from restorekit.cli import faiguses
+from restorekit.cli import faigoverlap, faigreproduce, faiguses
 from restorekit.cli.evaluate import recipe_of
 from restorekit.cli.faiginputs import (
     BLIND,
@@ -406,5 +406,5 @@ app.command("mask-drop")(faiguses.mask_drop)
 app.command("retrain")(faiguses.retrain)
 app.command("modulate")(faiguses.modulate)
 app.command("map")(faiguses.draw_map)
-app.command("overlap")(faiguses.overlap)
-app.command("reproduce")(faiguses.reproduce)
+app.command("overlap")(faigoverlap.overlap)
+app.command("reproduce")(faigreproduce.reproduce)
