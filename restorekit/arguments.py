@@ -77,7 +77,8 @@ def _fits(value: object, annotation: Any) -> bool:
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in inner)
     if origin is Literal:
-        return value in inner
+        # Which words there are a component says better itself.
+        return any(isinstance(value, type(each)) for each in inner)
     kind = origin or annotation
     if kind in (None, NoneType):
         return value is None

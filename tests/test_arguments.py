@@ -56,7 +56,7 @@ def network(
         ({"blocks": [1, "2"]}, ("blocks", "a list of whole numbers")),
         ({"share": "1e-3"}, ("share", "a number")),
         ({"gray": "no"}, ("gray", "true or false")),
-        ({"start": "stil"}, ("start", "still or random")),
+        ({"start": 3}, ("start", "still or random")),
         ({"name": 3}, ("name", "text")),
         ({"more": [1]}, ("more", "a mapping of names to values")),
     ],
@@ -68,6 +68,8 @@ def test_an_argument_of_another_type_is_found_with_what_is_wanted(given, wanted)
 def test_arguments_of_the_right_type_are_left_alone():
     rest = {"start": "random", "name": None, "more": {}, "whatever": 1j, "untold": 1, "new": 2}
     assert mistyped(network, {"width": 3, "blocks": [1, 2], "share": 1, "gray": True, **rest}) is None
+    # Which words there are a component says itself.
+    assert mistyped(network, {"start": "stil"}) is None
 
 
 def test_annotations_that_cannot_be_read_are_taken_to_be_met():
