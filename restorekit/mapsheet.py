@@ -27,8 +27,8 @@ def sheet(degraded: Tensor, restored: Tensor, looks: Mapping[str, Mapping[str, T
 
     A map of three channels is shown in colour, one of another number by its mean, values by channel as bars.
     What is never negative is white at its largest value, or at 1 if that is larger; what has a sign is gray
-    where it is zero. Every picture has the aspect of the degraded image, as large as ``PANEL`` by ``TALLEST``
-    allows.
+    where it is zero. Images are shown as files would hold them, clipped to [0, 1]. Every picture has the aspect
+    of the degraded image, as large as ``PANEL`` by ``TALLEST`` allows.
 
     Args:
         degraded: (C, H, W).
@@ -37,11 +37,12 @@ def sheet(degraded: Tensor, restored: Tensor, looks: Mapping[str, Mapping[str, T
     """
     width, height = _fitted(degraded.shape[2], degraded.shape[1])
     panels = [
+        _panel(f"images: {name}", image[None], (width, height), clipped=True)
+        for name, image in {"degraded": degraded, "restored": restored}.items()
+    ]
+    panels += [
         _panel(f"{step.partition(' ')[2] or step}: {name}", value, (width, height))
-        for step, maps in {
-            " images": {"degraded": degraded[None], "restored": restored[None]},
-            **looks,
-        }.items()
+        for step, maps in looks.items()
         for name, value in maps.items()
     ]
     rows = -(-len(panels) // COLUMNS)
@@ -59,7 +60,7 @@ def _fitted(width: int, height: int) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _panel(title: str, value: Tensor, size: tuple[int, int]) -> PIL.Image.Image:
+def _panel(title: str, value: Tensor, size: tuple[int, int], *, clipped: bool = False) -> PIL.Image.Image:
     value = value[0].detach().cpu().float()
     panel = PIL.Image.new("RGB", (PANEL, size[1] + LABEL), PAPER)
     pen = PIL.ImageDraw.Draw(panel)
@@ -67,6 +68,7 @@ def _panel(title: str, value: Tensor, size: tuple[int, int]) -> PIL.Image.Image:
     pen.text((0, 2), title, INK, PIL.ImageFont.load_default(15))
     said = f"{sides}   {value.min():.3g} to {value.max():.3g}, mean {value.mean():.3g}"
     pen.text((0, 23), said, FAINT, PIL.ImageFont.load_default(13))
+    value = value.clamp(0, 1) if clipped else value
     drawn = _bars(value, (PANEL, size[1])) if value.ndim == 1 else _picture(value, size)
     panel.paste(drawn, (0, LABEL))
     return panel

@@ -1,3 +1,4 @@
+import numpy as np
 import PIL.Image
 import pytest
 import torch
@@ -51,3 +52,12 @@ def test_the_sheet_of_a_tall_image_can_be_opened(tmp_path):
     drawn(4, 900).save(tmp_path / "tall.maps.png")
     with PIL.Image.open(tmp_path / "tall.maps.png") as picture:
         picture.load()
+
+
+def test_images_that_leave_the_range_are_shown_as_files_hold_them():
+    dark = torch.full((3, 60, 80), 0.25)
+    beyond = dark.clone()
+    beyond[:, :2, :2], beyond[:, -2:, -2:] = -0.5, 1.5
+    one, other = (np.asarray(sheet(dark, image, {})) for image in (dark, beyond))
+    middle = (LABEL + MARGIN + 100, MARGIN + PANEL + MARGIN + 100)
+    assert (one[middle] == 64).all() and (other[middle] == 64).all()
