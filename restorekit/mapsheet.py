@@ -27,8 +27,8 @@ def sheet(degraded: Tensor, restored: Tensor, looks: Mapping[str, Mapping[str, T
 
     A map of three channels is shown in colour, one of another number by its mean, values by channel as bars.
     What is never negative is white at its largest value, or at 1 if that is larger; what has a sign is gray
-    where it is zero. Images are shown as files would hold them, clipped to [0, 1]. Every picture has the aspect
-    of the degraded image, as large as ``PANEL`` by ``TALLEST`` allows.
+    where it is zero. Images are shown as files would hold them, clipped to [0, 1]. Every picture has the
+    aspect of the degraded image, as large as ``PANEL`` by ``TALLEST`` allows.
 
     Args:
         degraded: (C, H, W).
