@@ -92,6 +92,8 @@ def main() -> None:
     spec = read(RefinedSpec, given.config, given.set)
     if given.task not in spec.tasks:
         parser.error(f"no task is called {given.task!r}; tasks: {', '.join(spec.tasks)}")
+    if spec.base is None:
+        parser.error("it trains no backbone: give a config with base, as configs/refine/ptgrm.yaml")
     folder = given.folder or Path("runs") / given.config.stem
     trained = {
         **spec.backbone.model_dump(),

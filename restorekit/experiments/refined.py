@@ -332,9 +332,10 @@ class RefinedExperiment:
 
     def _silent(self, row: str, sizes: Mapping[str, int | None]) -> str | None:
         """Return the title of the row that a row is compared with, to see what its prior is worth."""
-        own = self.spec.rows[row].silent if row in self.spec.rows else None
-        alike = self.spec.silent if sizes.get(row) == sizes.get(self.spec.silent or "", -1) else None
-        silent = own or alike
+        if row not in self.spec.rows:
+            return None
+        alike = self.spec.silent if sizes[row] == sizes.get(self.spec.silent or "") else None
+        silent = self.spec.rows[row].silent or alike
         return self._title(silent) if silent and silent != row else None
 
     def _computes_as_much(self, row: str, counted: Mapping[str, Mapping[str, Any]]) -> bool:

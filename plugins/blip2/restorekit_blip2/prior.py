@@ -83,7 +83,7 @@ class Blip2(FrozenPrior):
             network.vision_projection = nn.Identity()
         if not on_meta():
             _fill(network, place, self.tokens)
-        self._layers = sorted(layer % count for layer in chosen)
+        self._layers = [layer % count for layer in chosen]
         self._patch = int(vision.patch_size)
         width = config.image_text_hidden_size if self.tokens == "projection" else None
         self.adopt(
