@@ -255,6 +255,15 @@ def test_a_task_and_a_seed_are_a_part_of_the_work(document, tmp_path):
     assert "| 2 |" in rest.made().tables["noise"]
 
 
+def test_a_row_of_one_task_is_made_for_it_alone(document, made, done, tmp_path):
+    rows = {**document["rows"], "shuffled": {**document["rows"]["shuffled"], "tasks": ["noise"]}}
+    jobs = [job.name for job in experiment(document, tmp_path, rows=rows).jobs() if "shuffled" in job.name]
+    assert jobs and all(job.startswith("noise: ") for job in jobs)
+    # Read from the run that made it for both.
+    tables = experiment(document, made[0], rows=rows).made().tables
+    assert "shuffled" in tables["noise"] and "shuffled" not in tables["dark"]
+
+
 def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
     def figures(light, strong):
         return {
@@ -394,6 +403,13 @@ def test_compute_is_that_of_training(tmp_path, monkeypatch):
         ("rows.eyes.silent", "blnd", "rows.eyes.silent is 'blnd', which is no row; rows: eyes, blind"),
         ("longer.like", "eye", "longer.like is 'eye', which is no row; rows: eyes, blind, shuffled"),
         ("tasks", {}, "tasks: .*at least 1"),
+        (
+            "rows.shuffled.tasks",
+            ["drak"],
+            "'drak', which is no task; tasks: noise, dark",
+        ),
+        ("rows.blind.tasks", ["dark"], "'noise' are compared with 'blind', which is not made for it"),
+        ("rows.eyes.tasks", ["dark"], "'noise' are compared with 'eyes', which is not made for it"),
         ("base", None, "nothing that rows could go on from"),
         ("refinde", {}, "unknown key 'refinde'"),
     ],

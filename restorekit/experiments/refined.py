@@ -96,7 +96,7 @@ class RefinedExperiment:
         columns = self.columns(task)
         if self.spec.base is not None:
             yield self._base(task)
-        for row in self.spec.rows:
+        for row in self.spec.rows_of(task):
             yield self._compute(task, row)
         if self.spec.longer:
             for seed in self._chosen(LONGER):
@@ -107,20 +107,19 @@ class RefinedExperiment:
                     self._compute(task, self.spec.longer.like).result,
                     partial(self._longer, task, seed),
                 )
-        for row in self.spec.rows:
+        for row in self.spec.rows_of(task):
             for seed in self._chosen(row):
                 # Nobody should train for hours before a prior turns out not to be there.
                 yield self._refined(task, row, seed, tried=seed == self._chosen(row)[0])
-        for row in self._rows:
+        for row in self._rows(task):
             for seed in self._chosen(row):
                 for column, recipe in columns.items():
                     for way in self._ways(row):
                         yield self._measurement(task, row, seed, column, recipe, way)
 
-    @property
-    def _rows(self) -> tuple[str, ...]:
+    def _rows(self, task: str) -> tuple[str, ...]:
         """All rows of a table but the degraded images, from top to bottom."""
-        return (BASE, *([LONGER] if self.spec.longer else []), *self.spec.rows)
+        return (BASE, *([LONGER] if self.spec.longer else []), *self.spec.rows_of(task))
 
     def _seeds(self, row: str) -> tuple[int, ...]:
         if row == BASE:
@@ -278,7 +277,7 @@ class RefinedExperiment:
             columns = tuple(self.columns(task))
             found = {way: self._measured(task, columns, way) for way in _SAID}
             rows = found[""]
-            counted = {row: self._counted(task, row) for row in self.spec.rows}
+            counted = {row: self._counted(task, row) for row in self.spec.rows_of(task)}
             table = compared([*self._lines(found, counted)], columns, self._over)
             tables[task] = f"{table}\n\n{self._about(task, rows, counted)}"
             facts[task] = {
@@ -297,7 +296,7 @@ class RefinedExperiment:
 
     def _measured(self, task: str, columns: tuple[str, ...], way: _Way) -> dict[str, _Reports]:
         """Return the reports of every row that is measured in this way."""
-        rows = [row for row in self._rows if way in self._ways(row)]
+        rows = [row for row in self._rows(task) if way in self._ways(row)]
         return {row: self._reports(task, row, columns, way) for row in rows}
 
     def _reports(self, task: str, row: str, columns: tuple[str, ...], way: _Way) -> _Reports:
@@ -351,7 +350,7 @@ class RefinedExperiment:
         counted: Mapping[str, Mapping[str, Any]],
     ) -> str:
         asked, some = self.spec.tasks[task], next(iter(rows[BASE][self.spec.seed].values()))
-        first = next(iter(self.spec.rows))
+        first = next(iter(self.spec.rows_of(task)))
         refined = self._refined_spec(task, first, self._seeds(first)[0])
         both = "backbone and refiner" if "backbone" in refined.trained_parts else "the refiner alone"
         text = (
@@ -373,12 +372,12 @@ class RefinedExperiment:
                 " Over silent: the difference to the run of the same seed and the same network whose prior "
                 "says nothing; a prior of another width makes another network."
             )
-        if any("apart" in self._ways(row) for row in self._rows):
+        if any("apart" in self._ways(row) for row in rows):
             text += (
                 " Over its own backbone: the difference to the backbone of the same run without its refiner; "
                 "the rest of what is gained over alone is what that backbone learned meanwhile."
             )
-        if any("mean" in self._ways(row) for row in self._rows):
+        if any("mean" in self._ways(row) for row in rows):
             text += (
                 " Prior's mean instead: what the same weights gain when every image gets the mean that the "
                 "prior had in training; a loss is what the prior's word on each image is worth."

@@ -41,6 +41,11 @@ class RefinedRowSpec(Spec):
         description="name of the row of the same network whose prior says nothing, with which it is compared"
         " seed by seed; by default that of the experiment, for rows as large as it",
     )
+    tasks: tuple[str, ...] = Field(
+        default=(),
+        description="names of the tasks that it is made for, as where its prior was trained for one;"
+        " by default all",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -147,7 +152,34 @@ class RefinedSpec(Spec):
                 f"longer.like is {self.longer.like!r}, which is no row; rows: {known}",
                 near(self.longer.like, self.rows) or "name the row whose compute the backbone gets",
             )
+        self._has_rows_for_its_tasks()
         return self
+
+    def _has_rows_for_its_tasks(self) -> None:
+        for name, row in self.rows.items():
+            for task in row.tasks:
+                if task not in self.tasks:
+                    known = ", ".join(self.tasks)
+                    raise wrong(
+                        f"rows.{name}.tasks has {task!r}, which is no task; tasks: {known}",
+                        near(task, self.tasks) or "name one of them",
+                    )
+        for task in self.tasks:
+            rows = self.rows_of(task)
+            if not rows:
+                raise wrong(f"no row is made for the task {task!r}", "write a row, or leave the task out")
+            # What rows are compared with, and what the backbone's compute is counted by, must be there too.
+            wanted = {row.silent or self.silent for row in rows.values()}
+            for other in (wanted | {self.longer.like if self.longer else None}) - {None}:
+                if other not in rows:
+                    raise wrong(
+                        f"rows of the task {task!r} are compared with {other!r}, which is not made for it",
+                        f"add it to rows.{other}.tasks",
+                    )
+
+    def rows_of(self, task: str) -> dict[str, RefinedRowSpec]:
+        """Return the rows of a task by name, from top to bottom."""
+        return {name: row for name, row in self.rows.items() if not row.tasks or task in row.tasks}
 
     @property
     def seeds(self) -> tuple[int, ...]:
