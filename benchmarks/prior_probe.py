@@ -103,7 +103,7 @@ def main() -> None:
     backbone = build(find_parts(run)["backbone"])
     assert isinstance(backbone, Backbone) and run.noise is not None
     asked: dict[str, tuple[str, Mapping[str, Any]]] = {}
-    for key, row in spec.rows.items():
+    for key, row in spec.rows_of(given.task).items():
         # Rows may share a prior, which is asked once.
         asked.setdefault(row.prior.model_dump_json(), (row.title or key, row.prior.model_dump()))
     priors = {name: _prior(spec, given.task, trained, prior) for name, prior in asked.values()}

@@ -44,9 +44,10 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
     images, and those that see it in parts, as quarters, one after the other or as a batch (MPRNet).
 
     Raises:
-        ConfigError: there is no such module, or it returns no map of the whole image.
+        ConfigError: there is no such module, or it returns no map of the whole image, or several.
     """
     seen = _outputs(backbone)
+    runs = Counter(place.name for place in seen)
     if name is not None:
         found = next((place for place in reversed(seen) if place.name == name), None)
         if found is None:
@@ -59,9 +60,16 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
                 else f"no {name!r}",
                 near(name, names) or f"the last that do: {', '.join(names[-5:]) or 'none'}",
             )
+        if runs[name] > 1:
+            # A prior stops at the first, where a recurrent network knows least.
+            once = [each for each in dict.fromkeys(place.name for place in seen) if each and runs[each] == 1]
+            raise ConfigError(
+                "params.layer",
+                f"{type(backbone).__name__}'s {name!r} runs {runs[name]} times an image",
+                f"name one that runs once: {', '.join(once[-5:]) or 'none does'}",
+            )
         return found
     images = {backbone.channels, backbone.out_channels or backbone.channels}
-    runs = Counter(place.name for place in seen)
     inside = [
         place for place in seen if place.name and place.channels not in images and runs[place.name] == 1
     ]

@@ -17,6 +17,9 @@ SMALL = {
     "nafnet": dict(width=8, encoder_blocks=(1, 1, 1), middle_blocks=1, decoder_blocks=(1, 1, 1)),
     "restormer": dict(dim=8, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 2, 2)),
     "mprnet": dict(width=8, width_step=4, third_step=4, blocks=1),
+    "ffdnet": dict(width=16, layers=3),
+    "prenet": dict(width=8, blocks=1, stages=2),
+    "iat": dict(width=8, blocks=1, features=16),
 }
 # By backbone: the layer that is found, its channels and its stride.
 FOUND = {
@@ -24,6 +27,11 @@ FOUND = {
     "restormer": ("latent", 64, 8),
     # Its encoders are deeper, but see the image in quarters and halves.
     "mprnet": ("stage3_orsnet.up_dec2.1.up", 8, 4),
+    # Its layers are run one by one, and all but the last have the most channels.
+    "ffdnet": ("model.3", 16, 2),
+    # All else is run once in each stage.
+    "prenet": ("deepest", 8, 1),
+    "iat": ("global_net.conv_large", 16, 4),
 }
 
 
@@ -94,6 +102,12 @@ def test_a_layer_is_chosen_by_name(weights):
     assert prior.fingerprint != other.fingerprint
     with pytest.raises(ConfigError, match=r"encoder_level3' returns no map of the whole image"):
         BackbonePrior(**prior_of("mprnet", weights, layer="stage1_encoder.encoder_level3"))
+
+
+def test_a_layer_that_runs_in_every_stage_is_refused(weights):
+    with pytest.raises(ConfigError, match=r"'res_conv1' runs 2 times an image") as caught:
+        BackbonePrior(**prior_of("prenet", weights, layer="res_conv1"))
+    assert "deepest" in caught.value.hint
 
 
 def test_wrong_backbones_and_weights_are_refused(weights):
