@@ -492,6 +492,8 @@ def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
         ("ptgrm", 3),
         ("ptgrm-known-light", 1),
         ("ptgrm-trust", 1),
+        ("ptgrm-long", 2),
+        ("ptgrm-frozen", 2),
         ("ptgrm-trained", 1),
         ("ptgrm-scenes", 1),
         ("ptgrm-joint", 1),
