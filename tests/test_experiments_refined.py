@@ -264,6 +264,16 @@ def test_a_row_of_one_task_is_made_for_it_alone(document, made, done, tmp_path):
     assert "shuffled" in tables["noise"] and "shuffled" not in tables["dark"]
 
 
+def test_a_task_without_the_row_that_says_nothing_compares_with_none(document, made, done):
+    rows = {**document["rows"], "blind": {**document["rows"]["blind"], "tasks": ["noise"]}}
+    tables = experiment(document, made[0], rows=rows).made().tables
+    assert "over silent" in tables["noise"].partition("\n")[0]
+    assert "over silent" not in tables["dark"].partition("\n")[0]
+    rows["eyes"] = {**rows["eyes"], "silent": "blind"}
+    with pytest.raises(ConfigError, match="'dark' are compared with 'blind', which is not made for it"):
+        experiment(document, made[0], rows=rows)
+
+
 def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
     def figures(light, strong):
         return {
@@ -403,12 +413,7 @@ def test_compute_is_that_of_training(tmp_path, monkeypatch):
         ("rows.eyes.silent", "blnd", "rows.eyes.silent is 'blnd', which is no row; rows: eyes, blind"),
         ("longer.like", "eye", "longer.like is 'eye', which is no row; rows: eyes, blind, shuffled"),
         ("tasks", {}, "tasks: .*at least 1"),
-        (
-            "rows.shuffled.tasks",
-            ["drak"],
-            "'drak', which is no task; tasks: noise, dark",
-        ),
-        ("rows.blind.tasks", ["dark"], "'noise' are compared with 'blind', which is not made for it"),
+        ("rows.shuffled.tasks", ["drak"], "'drak', which is no task; tasks: noise, dark"),
         ("rows.eyes.tasks", ["dark"], "'noise' are compared with 'eyes', which is not made for it"),
         ("base", None, "nothing that rows could go on from"),
         ("refinde", {}, "unknown key 'refinde'"),

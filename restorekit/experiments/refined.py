@@ -333,7 +333,9 @@ class RefinedExperiment:
         """Return the title of the row that a row is compared with, to see what its prior is worth."""
         if row not in self.spec.rows:
             return None
-        alike = self.spec.silent if sizes[row] == sizes.get(self.spec.silent or "") else None
+        # The experiment's may be of another task.
+        default = self.spec.silent if self.spec.silent in sizes else None
+        alike = default if default and sizes[row] == sizes[default] else None
         silent = self.spec.rows[row].silent or alike
         return self._title(silent) if silent and silent != row else None
 

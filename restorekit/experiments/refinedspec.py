@@ -168,13 +168,13 @@ class RefinedSpec(Spec):
             rows = self.rows_of(task)
             if not rows:
                 raise wrong(f"no row is made for the task {task!r}", "write a row, or leave the task out")
-            # What rows are compared with, and what the backbone's compute is counted by, must be there too.
-            wanted = {row.silent or self.silent for row in rows.values()}
-            for other in (wanted | {self.longer.like if self.longer else None}) - {None}:
-                if other not in rows:
+            # What rows name to be compared with, and what the backbone's compute is counted by.
+            named = [row.silent for row in rows.values()] + [self.longer.like if self.longer else None]
+            for other in named:
+                if other is not None and other not in rows:
                     raise wrong(
                         f"rows of the task {task!r} are compared with {other!r}, which is not made for it",
-                        f"add it to rows.{other}.tasks",
+                        f"add {task!r} to rows.{other}.tasks",
                     )
 
     def rows_of(self, task: str) -> dict[str, RefinedRowSpec]:

@@ -335,7 +335,7 @@ def test_published_weights_describe_images(item):
     assert "stlpips_pytorch" not in sys.modules
 
 
-# Of the package's own modules (0.0.2, torch 2.15) for the image below: shape of each part's maps, their mean,
+# Of the package's own modules (0.0.2) for the image below: shape of each part's maps, their mean,
 # and the length of what they say of the middle of the left edge.
 GOLDEN = {
     "vgg16": [
