@@ -8,7 +8,10 @@ import torch
 import yaml
 from training_cases import write_photographs
 
+from restorekit.cli.experiment import read
 from restorekit.config import PipelineSpec
+from restorekit.experiments.adaptive import Experiment
+from restorekit.experiments.spec import AdaptiveSpec
 from restorekit.filterscores import FilterScores
 from restorekit.image import Image
 from restorekit.pipeline import Pipeline
@@ -134,6 +137,35 @@ def test_every_run_is_as_long_as_its_stage_says(made, done):
     }
     # The unified model trained longer goes on for the filters of both degradations.
     assert steps == {"unified": 3, "larger": 3, "longer": 6, "noise-independent": 2}
+
+
+class KilledError(Exception):
+    """What ends a job in the middle."""
+
+
+def test_killed_discovery_goes_on_where_it_was_and_ends_the_same(made, done, tmp_path):
+    spec = read(AdaptiveSpec, made[1], None)
+    scores = "scores/noise-faig.safetensors"
+    shutil.copytree(made[0], tmp_path / "runs")
+    whole = FilterScores.load(tmp_path / "runs" / scores)
+    (tmp_path / "runs" / scores).unlink()
+    job = next(job for job in Experiment(spec, tmp_path / "runs", "cpu").jobs() if job.result.match(scores))
+    seen = []
+
+    def report(step, total):
+        seen.append((step, total))
+        if len(seen) == 13:
+            raise KilledError
+
+    assert not job.is_begun
+    with pytest.raises(KilledError):
+        job.run(report)
+    assert job.is_begun and not job.result.exists()
+    job.run(report)
+    # Two windows of eight gradients each: the first is not done again.
+    assert [step for step, _ in seen] == [*range(1, 14), *range(9, 17)]
+    assert torch.equal(FilterScores.load(job.result).values, whole.values)
+    assert [path.name for path in job.result.parent.glob("noise-faig*")] == [job.result.name]
 
 
 def test_a_second_run_makes_nothing_again(made, done, run):
