@@ -128,8 +128,12 @@ class Classifier(nn.Module):
         # Details at the rows' edge need the row beyond.
         above, below = max(0, top - 1), min(height, bottom + 1)
         # As an 8-bit file has it: patches of a training, photographs in 16 bits and floats look alike.
-        levels = images[:, :, above:below].to(self.head.weight).mul(255).round_().clamp_(0, 255)
+        # Rounded, it has no gradient, of which what follows in place would need copies.
+        levels = images[:, :, above:below].detach().to(self.head.weight).mul(255).round_().clamp_(0, 255)
         own = slice(top - above, bottom - above)
+        details = _details(levels)[:, :, own]
+        # About the middle, at unit variance.
+        colour = levels[:, :, own].sub_(127.5).div_(64)
         # Channels last, the first convolution takes half the time.
         rows = torch.empty(
             (len(levels), 4, bottom - top, levels.shape[-1]),
@@ -137,9 +141,10 @@ class Classifier(nn.Module):
             device=levels.device,
             memory_format=torch.channels_last,
         )
-        # About the middle, at unit variance.
-        rows[:, :3] = levels[:, :, own].sub(127.5).div_(64)
-        rows[:, 3:] = _details(levels)[:, :, own]
+        # A channel at a time takes half the time.
+        for channel in range(3):
+            rows[:, channel] = colour[:, channel]
+        rows[:, 3:] = details
         features: Tensor = self.features(rows)
         return features
 
@@ -160,12 +165,13 @@ def _details(levels: Tensor) -> Tensor:
 
     asinh is linear below one level and logarithmic above: a level counts where little happens.
     """
-    total = levels[:, :1] + levels[:, 1:2] + levels[:, 2:]
+    total = (levels[:, :1] + levels[:, 1:2]).add_(levels[:, 2:])
     # Sums and a logarithm take a sixth of the time of avg_pool2d and asinh, half of the classifier's.
     counts = torch.outer(*(_sum_of_three(total.new_ones(side), 0) for side in total.shape[-2:]))
-    detail = (total - _sum_of_three(_sum_of_three(total, 2), 3) / counts) / 3
+    mean = _sum_of_three(_sum_of_three(total, 2), 3).div_(counts)
+    detail = total.sub_(mean).div_(3)
     size = detail.abs()
-    return (size + (size * size + 1).sqrt()).log().copysign(detail)
+    return size.square().add_(1).sqrt_().add_(size).log_().copysign_(detail)
 
 
 def _sum_of_three(values: Tensor, axis: int) -> Tensor:

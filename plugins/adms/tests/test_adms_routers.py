@@ -75,6 +75,14 @@ def test_classifier_looks_at_the_smallest_image():
     assert Classifier(3, pooling="statistics").eval()(torch.rand(2, 3, 1, 1)).isfinite().all()
 
 
+@torch.enable_grad()
+def test_classifier_that_is_differentiated_leaves_images_without_a_gradient():
+    classifier = Classifier(3)
+    x = torch.rand(1, 3, 16, 16, requires_grad=True)
+    classifier(x).sum().backward()
+    assert x.grad is None and classifier.features[0].weight.grad is not None
+
+
 def test_classifier_sees_an_image_of_more_bits_as_an_8_bit_file_has_it():
     torch.manual_seed(0)
     classifier = Classifier(3).eval()
