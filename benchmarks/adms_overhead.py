@@ -22,20 +22,21 @@ from restorekit.registry import adapters, backbones
 from restorekit.runtime import channels_last, tune_allocator
 from restorekit_adms.network import Adaptive
 
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nafnet width 16": ("nafnet", {"width": 16}),
-    "nafnet width 32": ("nafnet", {"width": 32}),
-    "nafnet of all-in-one": (
-        "nafnet",
+# Arguments of a NAFNet, and of its adapter.
+NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "width 16": ({"width": 16}, {}),
+    "width 32": ({"width": 32}, {}),
+    "of all-in-one": (
         {"width": 16, "encoder_blocks": (1, 1, 2), "middle_blocks": 4, "decoder_blocks": (1, 1, 1)},
+        {"widths": (16, 24, 32, 48, 64)},
     ),
-    "nafnet of the tables": (
-        "nafnet",
+    "of the tables": (
         {"width": 12, "encoder_blocks": (1, 1, 2), "middle_blocks": 2, "decoder_blocks": (1, 1, 1)},
+        {},
     ),
-    "nafnet width 32, 1-1-1-28": (
-        "nafnet",
+    "width 32, 1-1-1-28": (
         {"width": 32, "encoder_blocks": (1, 1, 1, 28), "middle_blocks": 1, "decoder_blocks": (1, 1, 1, 1)},
+        {},
     ),
 }
 KINDS = ("rain", "blur", "noise")
@@ -100,11 +101,11 @@ def main() -> None:
     device = torch.device(given.device)
     share = f"{len(KINDS)} degradations of {100 * given.ratio:g} %"
     print(f"{given.side} x {given.side}, batch 1, {share}, {device}")
-    for name, (component, params) in NETWORKS.items():
+    for name, (params, own) in NETWORKS.items():
         torch.manual_seed(0)
-        base = backbones[component].load()(**params).eval().requires_grad_(False)
+        base = backbones["nafnet"].load()(**params).eval().requires_grad_(False)
         adapter = adapters["adms"].load()(
-            degradations=KINDS, mask="random", ratio=given.ratio, router="classifier"
+            degradations=KINDS, mask="random", ratio=given.ratio, router="classifier", **own
         )
         adaptive = adapter.attach(base).eval().requires_grad_(False).to(device)
         assert isinstance(adaptive, Adaptive)
@@ -112,9 +113,10 @@ def main() -> None:
         image = torch.rand(1, 3, given.side, given.side, device=device)
         with torch.inference_mode():
             found = ratios(adaptive, base, image.to(memory_format=torch.channels_last), given.runs, clock)
+        parts = f"classifier {100 * found['classifier']:.2f} %, mixing {100 * found['mixing']:.2f} %"
         print(
-            f"{name:28} base {1000 * found['base']:7.1f} ms   adaptive {100 * found['overhead']:+5.2f} %"
-            f"   of it classifier {100 * found['classifier']:.2f} %, mixing {100 * found['mixing']:.2f} %"
+            f"nafnet {name:18} base {1000 * found['base']:7.1f} ms   "
+            f"adaptive {100 * found['overhead']:+5.2f} %   of it {parts}"
         )
 
 
