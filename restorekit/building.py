@@ -86,9 +86,15 @@ def build(part: Part) -> nn.Module:
     if part.checkpoint and tensors is not None:
         if not isinstance(module, DetectedBackbone):
             load_into(module, tensors, part.checkpoint.file)
-    elif part.kind != "prior" and next(module.parameters(), None) is not None:
+    elif _needs_weights(part, module):
         raise _without_weights(part)
     return module.eval().requires_grad_(False)
+
+
+def _needs_weights(part: Part, module: nn.Module) -> bool:
+    if part.kind == "prior" or (isinstance(module, Adapter) and module.is_filled):
+        return False
+    return next(module.parameters(), None) is not None
 
 
 class Priors:

@@ -197,6 +197,11 @@ class Adapter(nn.Module, ABC):
         What is trained must be this adapter's own parameters, not copies of them.
         """
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether the constructor's arguments have brought the weights, so that no file of them is needed."""
+        return False
+
     def make_room(self, tensors: Mapping[str, Tensor]) -> None:
         """Allocate what the tensors of a file need, where the constructor's arguments do not say it.
 

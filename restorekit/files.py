@@ -15,11 +15,15 @@ from restorekit.errors import OutputError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; moved over it on success, removed on any error.
 
-    The temporary name keeps the suffix, because writers choose a format by it.
+    The temporary name keeps the suffix, because writers choose a format by it. Who may read the file is what
+    the process gives new files, or what stood for the one that is replaced, whatever the writer set.
     """
     temporary = path.with_name(f".{path.stem}.{uuid4().hex[:8]}{path.suffix}")
     try:
+        temporary.touch()
+        mode = (path if path.exists() else temporary).stat().st_mode & 0o777
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

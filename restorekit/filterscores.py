@@ -188,7 +188,13 @@ class FilterScores:
         return replace(self, values=self.values - taken, details={**self.details, "minus": record})
 
     def overlap(self, other: FilterScores, ratio: float) -> float:
-        """Return the share of this one's best filters that are also the other's, in [0, 1]."""
+        """Return the share of this one's best filters that are also the other's, in [0, 1].
+
+        Raises:
+            RestoreKitError: they are of other filters.
+        """
+        if other.table != self.table:
+            raise RestoreKitError(f"the scores of {self.label} and {other.label} are of different filters")
         mine, theirs = self.top(ratio), other.top(ratio)
         return torch.isin(mine, theirs).float().mean().item()
 

@@ -154,6 +154,30 @@ def test_a_loss_that_is_no_number_names_the_image_and_keeps_what_was_done(tmp_pa
         attribute(base, target, pairs[2:], label="x", steps=steps, loss=own)
 
 
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [
+        (lambda restored, clean: float(sse(restored, clean)), "float, not a tensor of one number"),
+        (
+            lambda restored, clean: (restored - clean).square(),
+            r"of shape \(1, 3, .*\), not a tensor of one",
+        ),
+    ],
+)
+def test_a_loss_that_is_not_one_number_is_refused(loss, found):
+    base, target = both("srcnn")
+    with pytest.raises(RestoreKitError, match=f"the loss returns {found}"):
+        attribute(base, target, images(1, 2, 8), label="x", steps=2, loss=loss)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_also_where_the_caller_takes_none(mode):
+    expected = attribute(*both("srcnn"), images(1, 2, 8), label="x", steps=2)
+    with mode():
+        found = attribute(*both("srcnn"), images(1, 2, 8), label="x", steps=2)
+    assert torch.equal(found.values, expected.values)
+
+
 def test_pairs_that_do_not_fit_are_named():
     base, target = both("srcnn")
     good = images(1, 2, 8)[0]

@@ -249,6 +249,9 @@ def test_contrast_overlap_and_sums_of_layers():
     assert (rain.overlap(rain, 0.2), rain.overlap(snow, 0.2)) == (1.0, 0.0)
     assert rain.per_layer() == {"0.weight": 66.0, "2.weight": 54.0, "3.weight": 258.0}
     assert rain.mean_size().values[12] == 12 / 25
+    others = FilterTable.of(small(), "out")
+    with pytest.raises(RestoreKitError, match="of rain and snow are of different filters"):
+        rain.overlap(scores(torch.ones(len(others)), others, "snow"), 0.2)
 
 
 def test_a_fingerprint_follows_every_value_and_name():

@@ -3,7 +3,7 @@
 import pytest
 
 from restorekit.errors import OutputError
-from restorekit.files import Marks
+from restorekit.files import Marks, replacing
 
 PAGE = "# Page\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nrest\n"
 
@@ -15,6 +15,22 @@ def test_what_was_written_into_the_document_meanwhile_stays(tmp_path):
     page.write_text(PAGE.replace("rest", "changed by somebody else"))
     place.write("new")
     assert page.read_text() == PAGE.replace("rest", "changed by somebody else").replace("old", "new")
+
+
+def test_who_may_read_a_file_is_not_up_to_its_writer(tmp_path):
+    plain, written = tmp_path / "plain", tmp_path / "written"
+    plain.touch()
+
+    def write(text):
+        with replacing(written) as temporary:
+            temporary.write_text(text)
+            temporary.chmod(0o600)
+        assert written.read_text() == text
+        return written.stat().st_mode & 0o777
+
+    assert write("new") == plain.stat().st_mode & 0o777
+    written.chmod(0o640)
+    assert write("replaced") == 0o640
 
 
 def test_a_document_without_the_place_is_refused_and_left_as_it_is(tmp_path):

@@ -149,12 +149,15 @@ class Walk:
             step: called after every place.
 
         Raises:
-            RestoreKitError: a loss or a gradient is not finite, or the loss depends on nothing that moves.
+            RestoreKitError: a loss or a gradient is not finite, the loss is not one number, or it depends on
+                nothing that moves.
         """
         # What a score that failed on its way has left would be added to this one.
         self._forget()
-        pair = Pair(pair.degraded.to(self._like), pair.clean.to(self._like), pair.name)
-        with steady(self.device):
+        with torch.inference_mode(False), torch.enable_grad(), steady(self.device):
+            # What inference mode made cannot take part in a gradient; copies can.
+            degraded, clean = (image.to(self._like, copy=True) for image in (pair.degraded, pair.clean))
+            pair = Pair(degraded, clean, pair.name)
             target_loss, base_loss = (self._loss(pair, criterion, place) for place in (0.0, 1.0))
             buffers = 0.0
             for (place, weight), part in zip(places, spans(places), strict=True):
@@ -223,6 +226,12 @@ class Walk:
         # A network that draws numbers draws the same ones all along the way: one function, one integral.
         torch.manual_seed(0)
         loss = criterion(restored(self.network, pair.degraded), pair.clean)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise RestoreKitError(
+                f"{pair.name}: the loss returns {found}, not a tensor of one number",
+                "return a sum or a mean of the restored and the clean image, with its gradient",
+            )
         value = float(loss.detach())
         if not math.isfinite(value):
             raise RestoreKitError(
@@ -301,13 +310,15 @@ def check_same(base: Mapping[str, Tensor], target: Mapping[str, Tensor], model: 
 
 
 def _working_copy(model: nn.Module, device: torch.device) -> nn.Module:
-    network = copy.deepcopy(model).requires_grad_(False).eval().to(device)
-    for parameter in network.parameters():
-        parameter.grad = None
-    # Half precision breaks completeness.
-    if any(value.dtype in (torch.float16, torch.bfloat16) for value in network.parameters()):
-        network.float()
-    channels_last(network)
+    # What inference mode makes can never have gradients.
+    with torch.inference_mode(False):
+        network = copy.deepcopy(model).requires_grad_(False).eval().to(device)
+        for parameter in network.parameters():
+            parameter.grad = None
+        # Half precision breaks completeness.
+        if any(value.dtype in (torch.float16, torch.bfloat16) for value in network.parameters()):
+            network.float()
+        channels_last(network)
     return network
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -25,7 +26,7 @@ from restorekit_adms.deltas import Delta, Vectors
 from restorekit_adms.naming import unknown
 from restorekit_adms.network import Adaptive
 from restorekit_adms.parts import put_together
-from restorekit_adms.routing import Route, RouterChoice
+from restorekit_adms.routing import COLDEST, Route, RouterChoice
 from restorekit_adms.sharing import check_own
 
 FORMAT = "restorekit.adms/1"
@@ -130,8 +131,12 @@ class Adms(Dedicated):
         check_word("mode", mode, get_args(Mode))
         check_word("pooling", pooling, get_args(Pooling))
         check_word("train", train, get_args(Train))
-        if not temperature > 0:
-            raise ConfigError("params.temperature", f"{temperature} is not above 0", "write 1")
+        if not COLDEST < temperature < math.inf:
+            raise ConfigError(
+                "params.temperature",
+                f"{temperature} is no number above {COLDEST}",
+                "write 1; to act by the first choice alone top1: true",
+            )
         if not 0 <= least <= 1:
             raise ConfigError("params.least", f"{least} is no share", "write a number from 0 to 1, as 0.5")
         if least and not top1:
@@ -157,9 +162,16 @@ class Adms(Dedicated):
         if self.parts:
             put_together(self, self.parts)
         needed = self.router.name == "classifier" or train != "deltas"
+        self._is_filled = bool(self.parts) and set(self.wanted) <= set(self.names)
         if needed and self.classifier is None and (self.wanted or self.names):
+            self._is_filled = False
             self.add_classifier()
         self.freeze()
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether all filters, and the classifier where there is one, came from ``parts``."""
+        return self._is_filled
 
     # Meeting a backbone.
 
@@ -274,7 +286,7 @@ class Adms(Dedicated):
         return {
             "adms.format": FORMAT,
             "adms.base": self.base_hash,
-            **({} if self.parts else {"adms.choice": json.dumps(self.choice.facts)}),
+            **({} if self.parts else {files.CHOICE_KEY: json.dumps(self.choice.facts)}),
             **({"adms.base_parameters": str(self.base_parameters)} if self.base_parameters else {}),
             "adms.parameters": json.dumps({name: self.delta(name).parameter_count for name in self.names}),
         }
@@ -287,7 +299,15 @@ class Adms(Dedicated):
             WeightsError: the file cannot be read, or is of something else.
         """
         tensors, facts = files.read(path)
-        adapter = cls(**files.stated_by(path, facts))
+        # How filters were chosen counts for those that are added.
+        arguments = {**files.chosen_by(path, facts), **files.stated_by(path, facts)}
+        try:
+            adapter = cls(**arguments)
+        except (TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{path} states arguments that an adapter does not take: {error}",
+                "give a file that `restorekit train` wrote, or update restorekit-adms",
+            ) from error
         adapter.make_room(tensors)
         load_into(adapter, tensors, Path(path))
         return adapter

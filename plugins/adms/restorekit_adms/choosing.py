@@ -60,8 +60,9 @@ class Choice:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a file says of it."""
-        return {"ratio": self.ratio, "budget": self.budget, "scope": self.scope, "mask": self.mask}
+        """What a file says of it: what counts for filters that are added, too."""
+        stated = ("ratio", "budget", "unit", "scope", "share", "exclusive", "mask", "vectors")
+        return {key: getattr(self, key) for key in stated}
 
     def begin(self, backbone: nn.Module, names: Iterable[str]) -> dict[str, Delta]:
         """Return filters for degradations by the files of scores, at what they begin with.
@@ -71,7 +72,9 @@ class Choice:
             RestoreKitError: as ``among`` does.
         """
         names = tuple(names)
-        found = self.among(backbone, {name: self._scores(name) for name in names})
+        # By chance, where scores are named, too: those say of what filters.
+        chance = self.mask == "random"
+        found = self.among(backbone, {name: self._scores(name) for name in names}, chance=chance)
         if self.init == "copy":
             for name in names:
                 found[name].copy_difference(backbone, self._specialist(name))
@@ -84,6 +87,7 @@ class Choice:
         ratio: float | None = None,
         *,
         others: Iterable[Delta] = (),
+        chance: bool = False,
     ) -> dict[str, Delta]:
         """Return filters for degradations, at zero.
 
@@ -93,6 +97,7 @@ class Choice:
             ratio: share of the filters; the own one when not given.
             others: that have filters already, and keep them where filters are exclusive: what these scored
                 there is not known any more.
+            chance: take as many of the scored filters by chance.
 
         Raises:
             RestoreKitError: scores are of another base or of different filters, the network has no filters,
@@ -107,7 +112,7 @@ class Choice:
                 "the scores are of different kinds of filters", "score all degradations with the same unit"
             )
         values = {
-            name: each.values if each and self.mask == "scores" else random_scores(table, self.seed, name)
+            name: each.values if each and not chance else random_scores(table, self.seed, name)
             for name, each in scores.items()
         }
         part = self.ratio if ratio is None else ratio

@@ -61,11 +61,18 @@ class SparseTensor(nn.Module):
         if self.is_vector:
             return torch.arange(self.vec.numel(), device=self.vec.device)
         tensor = units[name]
-        if self.idx.numel() and not self.idx.is_meta and int(self.idx.max()) >= tensor.count:
-            raise WeightsError(
-                f"the adapter names filter {int(self.idx.max())} of {name}, which has {tensor.count}",
-                "give an adapter that was made for this network",
-            )
+        if self.idx.numel() and not self.idx.is_meta:
+            first, last = int(self.idx.min()), int(self.idx.max())
+            if first < 0 or last >= tensor.count:
+                raise WeightsError(
+                    f"the adapter names filter {first if first < 0 else last} of {name}, "
+                    f"which has {tensor.count}",
+                    "give an adapter that was made for this network",
+                )
+            if len(torch.unique(self.idx)) < len(self.idx):
+                raise WeightsError(
+                    f"the adapter names a filter of {name} twice", "give a file that is not damaged"
+                )
         places = tensor.elements().to(self.idx.device)
         return places[self.idx.long()].flatten()
 

@@ -17,6 +17,7 @@ from restorekit.errors import OutputError, WeightsError
 from restorekit.files import replacing
 
 KIND_KEY = "restorekit.kind"
+CHOICE_KEY = "adms.choice"
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def write(
     try:
         with replacing(Path(path)) as temporary:
             save_file(stored, temporary, stated)
-    except OSError as error:
+    # The second is what the library makes of the first.
+    except (OSError, SafetensorError) as error:
         raise OutputError(
             f"{path} cannot be written: {error}", "name a folder that can be written to"
         ) from error
@@ -175,8 +177,21 @@ def stated_by(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         WeightsError: they cannot be read.
     """
+    return _stated(path, facts, PARAMS_KEY)
+
+
+def chosen_by(path: str | Path, facts: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments by which the filters of a file were chosen, as far as it states them.
+
+    Raises:
+        WeightsError: they cannot be read.
+    """
+    return _stated(path, facts, CHOICE_KEY)
+
+
+def _stated(path: str | Path, facts: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(facts.get(PARAMS_KEY, "{}")))
+        return dict(json.loads(facts.get(key, "{}")))
     except (ValueError, TypeError) as error:
         raise WeightsError(
             f"{path} is damaged: {error}", "give a file that `restorekit train` wrote"

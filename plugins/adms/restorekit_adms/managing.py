@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from restorekit.contracts import Backbone
-from restorekit.errors import RestoreKitError
+from restorekit.errors import RestoreKitError, WeightsError
+from restorekit.filters import fingerprint
 from restorekit.filterscores import FilterScores
 from restorekit_adms.combining import How, Overlap, combined, overlap
 from restorekit_adms.dedicated import Dedicated
 from restorekit_adms.mixing import Kept, Mixer
 from restorekit_adms.naming import unknown
-from restorekit_adms.sharing import check_own, merged_by, turn, unmerged
+from restorekit_adms.sharing import check_own, has_merged, merged_by, turn, unmerged
 
 
 class Managed(Backbone):
@@ -40,15 +41,23 @@ class Managed(Backbone):
         self._fixed: dict[str, float] | None = None
         self._scales: dict[str, float] = {}
         self._off = False
-        # Weights by which filters are merged into the base, and what stood there before.
-        self._merged: tuple[dict[str, float], Kept] | None = None
+        # Weights by which filters were merged into the base, and what stood there before.
+        self._merge: tuple[dict[str, float], Kept] | None = None
+        self.register_load_state_dict_post_hook(_check_base)  # type: ignore[no-untyped-call,unused-ignore]
         _ = self.mixer
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take the state of a network that was copied; what it had merged stands in its own base."""
         super().__setstate__(state)  # type: ignore[no-untyped-call,unused-ignore]
-        if self._merged is not None:
+        if self._merge is not None:
             merged_by(self.backbone, self)
+
+    @property
+    def _merged(self) -> tuple[dict[str, float], Kept] | None:
+        """What is merged by now: weights that were loaded into the base since have taken its place."""
+        if self._merge is not None and not has_merged(self.backbone, self):
+            self._merge = None
+        return self._merge
 
     @property
     def mixer(self) -> Mixer:
@@ -70,11 +79,9 @@ class Managed(Backbone):
 
     @property
     def active_adapters(self) -> tuple[str, ...]:
-        """The degradations whose filters may act now."""
-        if self._off:
-            return ()
-        if self._fixed is not None:
-            return tuple(self._fixed)
+        """The degradations whose filters may act now, those that are merged alone while some are."""
+        if self.settled is not None:
+            return tuple(self.settled[0])
         return tuple(name for name in self.adapter.names if name in self.adapter.routed)
 
     def add_adapter(
@@ -224,9 +231,14 @@ class Managed(Backbone):
             safe_merge: look first whether all of it is finite.
 
         Raises:
-            RestoreKitError: there is no one mixture, filters are merged already, by this network or another
-                of this base, or they are not finite.
+            RestoreKitError: there is no one mixture, the filters are disabled, some are merged already, by
+                this network or another of this base, or they are not finite.
         """
+        if self._off:
+            raise RestoreKitError("the filters are disabled", "enable_adapters first")
+        self._write(weights, safe_merge)
+
+    def _write(self, weights: str | Mapping[str, float] | None, safe_merge: bool) -> None:
         given = self._fixed if weights is None else self._read(weights)
         if given is None:
             raise RestoreKitError(
@@ -241,15 +253,15 @@ class Managed(Backbone):
                 raise RestoreKitError(
                     "the merged filters are not finite, nothing was merged", "train the adapter again"
                 )
-            self._merged = given, kept
+            self._merge = given, kept
             merged_by(self.backbone, self)
 
     def unmerge_adapter(self) -> None:
         """Put back what stood in the base before ``merge_adapter``, bit for bit; else do nothing."""
         with turn(self.backbone):
-            if self._merged is not None:
-                self._merged[1].put_back()
-                self._merged = None
+            if (merged := self._merged) is not None:
+                merged[1].put_back()
+                self._merge = None
                 unmerged(self.backbone)
 
     def merge_and_unload(
@@ -261,7 +273,7 @@ class Managed(Backbone):
             RestoreKitError: as ``merge_adapter``.
         """
         with turn(self.backbone):
-            self.merge_adapter(weights, safe_merge=safe_merge)
+            self._write(weights, safe_merge)
             try:
                 return copy.deepcopy(self.backbone)
             finally:
@@ -282,8 +294,8 @@ class Managed(Backbone):
     @property
     def settled(self) -> tuple[Mapping[str, float], str] | None:
         """Weights that hold whatever the image is, and why they do; None where a router is asked."""
-        if self._merged is not None:
-            return self._merged[0], "merged"
+        if (merged := self._merged) is not None:
+            return merged[0], "merged"
         if self._off:
             return {}, "disabled"
         return None if self._fixed is None else (self._fixed, "user")
@@ -319,6 +331,19 @@ class Managed(Backbone):
     def _check_unmerged(self) -> None:
         if self._merged is not None:
             raise RestoreKitError("filters are merged into the base", "unmerge_adapter first")
+
+
+def _check_base(network: nn.Module, _: Any) -> None:
+    """Refuse weights of an adapter and a base that are not of each other, as when the base was merged."""
+    assert isinstance(network, Managed)
+    made_for, state = network.adapter.base_hash, network.backbone.state_dict()
+    if made_for and not any(tensor.is_meta for tensor in state.values()):
+        found = fingerprint(state)
+        if found != made_for:
+            raise WeightsError(
+                f"the adapter was made for the base {made_for[:16]}, what was loaded is {found[:16]}",
+                "load weights that were taken while no filters were merged, or the base and Adms.save's file",
+            )
 
 
 def _number(what: str, value: object) -> float:

@@ -110,6 +110,8 @@ class Adaptive(Managed):
             weights, source = self.settled
             row = torch.tensor([weights.get(name, 0.0) for name in kinds], device=place)
             return row.expand(len(degraded), -1), source
+        if not len(degraded):
+            return torch.zeros(0, len(kinds), device=place), "nothing"
         name = adapter.router.name
         if name == "auto":
             name = "classifier" if adapter.classifier is not None else "only"
@@ -195,7 +197,7 @@ class Adaptive(Managed):
         # Also where the base is run as it is, it must not be lent to others; nor merged half way through.
         with turn(self.backbone):
             check_own(self.backbone, self)
-            if self._off or self._merged is not None or not self.adapter.names:
+            if self._off or self._merged is not None or not self.adapter.names or not len(images):
                 return fn(images)
             if len(images) == 1:
                 return self._mixed(fn, images, weights[0])

@@ -27,8 +27,10 @@ _OPTIONS = {
     "label": ("a name", "write the degradation, as rain"),
     "steps": ("a whole number above 0", "write 8"),
     "ratio": ("a share above 0, up to 1", "write 0.25"),
-    "temperature": ("a number above 0", "write 0.1"),
+    "temperature": ("a number above 0.000001", "write 0.1"),
 }
+# Below it, logits that are divided by it are no numbers in single precision.
+COLDEST = 1e-6
 # By how much shares may miss a sum of one, in precisions that do not round by more.
 _TOLERANCE = 1e-3
 
@@ -98,7 +100,8 @@ def _fits(key: str, value: object) -> bool:
     # True and false are numbers to Python.
     if isinstance(value, bool) or not isinstance(value, int if key == "steps" else (int, float)):
         return False
-    return math.isfinite(value) and 0 < value <= (1 if key == "ratio" else math.inf)
+    smallest = COLDEST if key == "temperature" else 0
+    return math.isfinite(value) and smallest < value <= (1 if key == "ratio" else math.inf)
 
 
 def certain(label: str, kinds: Sequence[str], images: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ an adapter, is not kept out.
 from __future__ import annotations
 
 from threading import Lock, RLock
-from typing import TYPE_CHECKING
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from typing import TYPE_CHECKING, Any
+from weakref import ReferenceType, WeakKeyDictionary, WeakSet, ref
 
 from torch import nn
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[bool]] = WeakKeyDictionary()
 # Weakly, for a network holds its base: who is gone has left the base as it is, and is not forgotten.
 _MERGED: WeakKeyDictionary[nn.Module, ReferenceType[nn.Module]] = WeakKeyDictionary()
+# Bases that tell when their weights are loaded.
+_WATCHED: WeakSet[nn.Module] = WeakSet()
 _GUARD = Lock()
 
 
@@ -33,15 +35,31 @@ def turn(base: nn.Module) -> AbstractContextManager[bool]:
 
 
 def merged_by(base: nn.Module, network: nn.Module) -> None:
-    """Note that a network has merged filters into a base."""
+    """Note that a network has merged filters into a base, until they are unmerged or other weights loaded."""
     with _GUARD:
         _MERGED[base] = ref(network)
+        if base not in _WATCHED:
+            base.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call,unused-ignore]
+            _WATCHED.add(base)
+
+
+def has_merged(base: nn.Module, network: nn.Module) -> bool:
+    """Return whether it is this network that has merged filters into a base."""
+    with _GUARD:
+        holder = _MERGED.get(base)
+    return holder is not None and holder() is network
 
 
 def unmerged(base: nn.Module) -> None:
     """Note that a base is what it was before filters were merged into it."""
     with _GUARD:
         _MERGED.pop(base, None)
+
+
+def _loaded(base: nn.Module, keys: Any) -> None:
+    """Forget what was merged: where all of a base was loaded, what stood there before is not to come back."""
+    if not keys.missing_keys:
+        unmerged(base)
 
 
 def check_own(base: nn.Module, network: nn.Module | None = None) -> None:

@@ -10,6 +10,7 @@ SMALL = {
     "restormer": {"dim": 8, "blocks": (1, 1, 1, 1), "heads": (1, 1, 2, 2), "refinement_blocks": 1},
     "mprnet": {"width": 8, "width_step": 4, "third_step": 4, "blocks": 1},
     "srresnet": {"width": 8, "blocks": 2, "scale": 2},
+    "srcnn": {"widths": (8, 8), "scale": 2},
 }
 KINDS = ["rain", "blur"]
 
@@ -34,7 +35,8 @@ def adapter_of(network, stir=0.05, **params):
 
 def images(network, count=1, side=24, seed=3):
     side = -(-side // network.size_multiple) * network.size_multiple
-    return torch.rand(count, network.channels, side, side, generator=torch.Generator().manual_seed(seed))
+    generator, dtype = torch.Generator().manual_seed(seed), next(network.parameters()).dtype
+    return torch.rand(count, network.channels, side, side, generator=generator).to(dtype)
 
 
 def bits(module):

@@ -1,4 +1,4 @@
-"""Filters in networks of four kinds: bits that stay, modes that agree, files."""
+"""Filters in networks of five kinds, in both precisions: bits that stay, modes that agree, files."""
 
 import copy
 import json
@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from adms_cases import KINDS, SMALL, adapter_of, bits, images, network_of, same
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from restorekit import Pipeline, PipelineSpec
 from restorekit.catalog import PARAMS_KEY
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import fingerprint
@@ -24,8 +25,14 @@ def without_gradients():
         yield
 
 
-@pytest.fixture(params=list(SMALL))
+@pytest.fixture(params=[(name, dtype) for name in SMALL for dtype in ("float32", "float64")], ids="-".join)
 def network(request):
+    name, dtype = request.param
+    return network_of(name).to(getattr(torch, dtype))
+
+
+@pytest.fixture(params=list(SMALL))
+def single(request):
     return network_of(request.param)
 
 
@@ -229,6 +236,36 @@ def test_adapter_of_parts_acts_as_its_classifier_did_and_is_saved_so(tmp_path):
         Adms(parts=[str(clash), str(path)])
 
 
+def test_parts_are_put_together_in_a_pipeline(tmp_path):
+    network = network_of()
+    base = tmp_path / "base.safetensors"
+    save_file(network.state_dict(), base)
+    adapter, adaptive = adapter_of(network, none="clean", router="classifier")
+    parts = [str(adapter.save_delta(kind, tmp_path / f"{kind}.safetensors")) for kind in KINDS]
+    whole = str(adapter.save(tmp_path / "whole.safetensors"))
+    x = images(network)
+
+    def pipeline(**params):
+        step = {"name": "nafnet", "params": SMALL["nafnet"], "weights": str(base)}
+        step["adapter"] = {"name": "adms", "params": params}
+        return Pipeline.build(PipelineSpec.parse({"steps": [{"restore": step}]})).steps[0].network
+
+    assert torch.equal(pipeline(parts=[whole])(x), adaptive(x))
+    adaptive.set_adapter({"rain": 0.5, "blur": 0.5})
+    assert torch.equal(pipeline(parts=parts, router="uniform")(x), adaptive(x))
+    for params in ({"router": "classifier"}, {"degradations": [*KINDS, "haze"], "mask": "random"}):
+        with pytest.raises(RestoreKitError, match="no weights are given"):
+            pipeline(parts=parts, **params)
+
+
+def test_batch_of_no_image_is_a_batch_of_none():
+    network = network_of()
+    for router in ("classifier", "overlap", "uniform"):
+        _, adaptive = adapter_of(network, router=router)
+        x = images(network)[:0]
+        assert adaptive(x).shape == network(x).shape
+
+
 @pytest.mark.parametrize("pooling", ["mean", "statistics"])
 @pytest.mark.parametrize("train", ["deltas", "classifier"])
 def test_classifier_of_a_file_is_read_whatever_the_default_of_its_layers_is_by_now(train, pooling, tmp_path):
@@ -298,11 +335,11 @@ def test_nothing_but_the_filters_moves_under_decay(network):
 
 
 @torch.enable_grad()
-def test_gradient_of_a_value_is_that_of_its_place(network):
-    adapter, adaptive = adapter_of(network, degradations=["rain"], vectors="all")
+def test_gradient_of_a_value_is_that_of_its_place(single):
+    adapter, adaptive = adapter_of(single, degradations=["rain"], vectors="all")
     adapter.requires_grad_(True)
     adaptive.set_adapter("rain")
-    x = images(network)
+    x = images(single)
     adaptive(x).square().mean().backward()
     merged = adaptive.merge_and_unload().requires_grad_(True)
     merged(x).square().mean().backward()
@@ -325,8 +362,8 @@ def test_a_base_that_is_written_to_is_noticed(network):
 # What the contract asks.
 
 
-def test_contract_is_kept(network):
-    check_adapter(Adms, network, degradations=KINDS, mask="random", ratio=0.1, router="classifier")
+def test_contract_is_kept(single):
+    check_adapter(Adms, single, degradations=KINDS, mask="random", ratio=0.1, router="classifier")
 
 
 def test_memory_is_measured_like_that_of_any_network():

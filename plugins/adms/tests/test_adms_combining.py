@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import json
 import pickle
 import weakref
 
@@ -9,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from adms_cases import KINDS, adapter_of, bits, images, network_of, same
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from restorekit.catalog import PARAMS_KEY
 from restorekit.contracts import Backbone
-from restorekit.errors import ConfigError, RestoreKitError, WeightsError
+from restorekit.errors import ConfigError, OutputError, RestoreKitError, WeightsError
 from restorekit.filters import fingerprint
 from restorekit.registry import adapters, backbones
 from restorekit_adms.adapter import Adms
@@ -180,7 +184,83 @@ def test_filters_that_a_network_left_in_the_base_are_not_taken_for_the_base():
     adapter_of(fresh)[1](x)
 
 
+def test_weights_that_are_loaded_into_a_merged_base_are_not_unmerged():
+    network, other = network_of(), network_of(seed=1)
+    _, adaptive = adapter_of(network)
+    adaptive.merge_adapter("rain")
+    network.load_state_dict(other.state_dict())
+    assert adaptive.settled is None
+    adaptive.unmerge_adapter()
+    assert same(bits(network), bits(other))
+
+
+def test_state_that_was_taken_while_filters_were_merged_is_refused():
+    network = network_of()
+    x = images(network)
+    _, adaptive = adapter_of(network)
+    whole = bits(adaptive)
+    adaptive.merge_adapter("rain")
+    merged = bits(adaptive)
+    adaptive.unmerge_adapter()
+    _, twin = adapter_of(network_of())
+    with pytest.raises(WeightsError, match=r"was made for the base .*, what was loaded is"):
+        twin.load_state_dict(merged)
+    twin.load_state_dict(whole)
+    assert torch.equal(twin(x), adaptive(x))
+
+
+def test_what_may_act_is_told_of_merged_and_disabled_filters():
+    network = network_of()
+    _, adaptive = adapter_of(network)
+    assert adaptive.active_adapters == tuple(KINDS)
+    adaptive.merge_adapter("blur")
+    adaptive.set_adapter("rain")
+    assert adaptive.active_adapters == ("blur",)
+    adaptive.unmerge_adapter()
+    assert adaptive.active_adapters == ("rain",)
+    before = bits(network)
+    with adaptive.disable_adapter():
+        assert adaptive.active_adapters == ()
+        with pytest.raises(RestoreKitError, match="the filters are disabled"):
+            adaptive.merge_adapter("rain")
+        assert not same(bits(adaptive.merge_and_unload("rain")), before)
+    assert same(bits(network), before)
+
+
 # What cannot be.
+
+
+@pytest.mark.parametrize("indices", [[-1, 0], [0, 0]])
+def test_file_with_indices_that_no_filter_has_is_refused(indices, tmp_path):
+    network = network_of()
+    adapter, _ = adapter_of(network)
+    path = adapter.save(tmp_path / "adms.safetensors")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    tensors = load_file(path)
+    name = next(key for key, value in tensors.items() if key.endswith(".idx") and len(value) > 1)
+    tensors[name][:2] = torch.tensor(indices)
+    save_file(tensors, path, facts)
+    with pytest.raises(WeightsError, match=r"names filter -1 of|names a filter of .* twice"):
+        Adms.load(path).attach(network)
+
+
+@pytest.mark.parametrize("stated", [{"foo": 3}, {"degradations": 3}])
+def test_file_that_states_arguments_of_something_else_is_refused(stated, tmp_path):
+    path = adapter_of(network_of())[0].save(tmp_path / "adms.safetensors")
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        facts = {**file.metadata(), PARAMS_KEY: json.dumps(stated)}
+    save_file(tensors, path, facts)
+    with pytest.raises(WeightsError, match="states arguments that an adapter does not take"):
+        Adms.load(path)
+
+
+def test_file_that_cannot_be_written_is_one_error(tmp_path):
+    adapter, adaptive = adapter_of(network_of())
+    for write in (adapter.save, lambda path: adaptive.save_adapter("rain", path)):
+        with pytest.raises(OutputError, match="cannot be written"):
+            write(tmp_path / "missing" / "adms.safetensors")
 
 
 def test_network_without_filters_is_refused_with_a_hint_that_can_be_followed():
@@ -256,6 +336,8 @@ def test_one_text_in_place_of_a_list_is_refused(key):
     [
         ({"ratio": 0}, r"params\.ratio"),
         ({"temperature": 0}, r"params\.temperature"),
+        ({"temperature": 1e-40}, r"params\.temperature: 1e-40 is no number above 1e-06"),
+        ({"temperature": float("inf")}, r"params\.temperature"),
         ({"mode": "grup"}, "did you mean 'group'"),
         ({"unit": "filter"}, "no kind of filter"),
         ({"scores": {"snow": "x"}}, "'snow' is no degradation here"),

@@ -63,7 +63,6 @@ def test_scores_choose_the_best_and_exclusive_filters_go_to_the_higher_score():
         "blur": FilterScores(table, best * 0.5, "faig", "blur", base),
     }
     adapter = Adms(KINDS, mask="random")
-    adapter.choice = replace(adapter.choice, mask="scores")
     adapter.choose(network, given, ratio=0.05)
     chosen = [{name: leaf.idx.tolist() for name, leaf in adapter.delta(kind).leaves()} for kind in KINDS]
     assert chosen[0] == chosen[1] == {k: v.tolist() for k, v in table.chosen(given["rain"].top(0.05)).items()}
@@ -81,7 +80,6 @@ def test_exclusive_filters_of_others_are_left_to_them_by_who_comes_later(unit):
     table, base = FilterTable.of(network, unit), fingerprint(network.state_dict())
     scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
     adapter, adaptive = adapter_of(network, degradations=["rain"], exclusive=True, vectors="all")
-    adapter.choice = replace(adapter.choice, mask="scores")
     before = bits(adapter.delta("rain"))
     adaptive.add_adapter("noise", scores, ratio=0.2)
     adapter.choice = replace(adapter.choice, exclusive=False)
@@ -147,6 +145,30 @@ def test_deleted_degradation_leaves_no_weight_and_no_scale_behind():
     adapter.put("rain", rain)
     adapter.put("blur", blur)
     assert torch.equal(adaptive(x), expected)
+
+
+def test_adapter_that_was_read_chooses_new_filters_as_it_chose_its_own(tmp_path):
+    network = network_of()
+    table, base = FilterTable.of(network, "out"), fingerprint(network.state_dict())
+    scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
+    path = scores.save(tmp_path / "scores.safetensors")
+    params = {"ratio": 0.2, "unit": "out", "vectors": "all", "exclusive": True, "router": "uniform"}
+    adapter = Adms(["rain"], scores={"rain": str(path)}, **params)
+    adapter.attach(network)
+    again = Adms.load(adapter.save(tmp_path / "adms.safetensors"))
+    assert again.choice.facts == adapter.choice.facts
+    with pytest.raises(RestoreKitError, match="other degradations have all the filters"):
+        again.attach(network).add_adapter("noise", scores)
+
+
+def test_scores_that_are_given_are_gone_by_where_the_first_filters_were_of_chance():
+    network = network_of()
+    table, base = FilterTable.of(network), fingerprint(network.state_dict())
+    scores = FilterScores(table, torch.arange(len(table)).flip(0).float(), "faig", "noise", base)
+    adapter, adaptive = adapter_of(network)
+    adaptive.add_adapter("noise", scores, ratio=0.05)
+    chosen = {name: leaf.idx.tolist() for name, leaf in adapter.delta("noise").leaves()}
+    assert chosen == {name: rows.tolist() for name, rows in table.chosen(scores.top(0.05)).items()}
 
 
 @pytest.mark.parametrize("gone", [["rain"], ["blur"], ["noise", "rain"]])

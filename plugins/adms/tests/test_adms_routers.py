@@ -273,6 +273,7 @@ def test_router_that_makes_no_sense_is_refused(router):
         ({"name": "overlap", "steps": 2.5}, r"params\.router\.steps: 2\.5"),
         ({"name": "overlap", "steps": True}, r"params\.router\.steps: True"),
         ({"name": "overlap", "temperature": 0}, r"params\.router\.temperature: 0 is not a number above 0"),
+        ({"name": "overlap", "temperature": 1e-50}, r"params\.router\.temperature: 1e-50"),
         ({"name": "overlap", "temperature": float("inf")}, r"params\.router\.temperature: inf"),
         ({"name": "overlap", "temperature": None}, r"params\.router\.temperature: None"),
         ({"name": "overlap", "ratio": 5}, r"params\.router\.ratio: 5 is not a share above 0, up to 1"),
