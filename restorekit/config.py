@@ -85,7 +85,8 @@ class RestoreSpec(Spec):
 class RefineSpec(Spec):
     """Step ``refine``: improve what the steps before made; a prior, or ``none``, has to be named."""
 
-    refine: RefineRef
+    # One word alone is never enough; taken as a name, the error says that its prior is what is missing.
+    refine: Annotated[RefineRef, BeforeValidator(_named)]
 
 
 VERBS = ("restore", "refine")

@@ -63,6 +63,7 @@ def test_unknown_key_far_from_all_lists_what_is_allowed():
         ({"steps": [{"restore": {"params": {}}}]}, "p.yaml: steps[0].restore.name", "field required"),
         ({"steps": [{"restore": {"name": "a", "params": 3}}]}, "p.yaml: steps[0].restore.params", "found 3"),
         ({"steps": [{"refine": {"name": "a"}}]}, "p.yaml: steps[0].refine.prior", "field required"),
+        ({"steps": [{"refine": "a"}]}, "p.yaml: steps[0].refine.prior", "field required"),
         ({"steps": [{"restore": "a"}], "tile": "big"}, "p.yaml: tile.size", "expected auto or a number"),
         (
             {"steps": [{"restore": "a"}], "tile": {"size": -4}},
