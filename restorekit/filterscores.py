@@ -157,18 +157,33 @@ class FilterScores:
         """Return the scores divided by the size of their filter, for networks that mix kernel sizes."""
         return replace(self, values=self.values / self.table.sizes)
 
-    def minus(self, *others: FilterScores, against: Against = "mean", other_base: bool = False) -> Self:
+    def minus(
+        self,
+        *others: FilterScores,
+        against: Against = "mean",
+        shares: bool = False,
+        weight: float = 1.0,
+        other_base: bool = False,
+    ) -> Self:
         """Return these scores less those of others: FAIG's elimination of what matters for both.
+
+        A degradation that costs more has larger scores all over: less those of a lighter one, they keep what
+        serves both. As shares of their sums neither does.
 
         Args:
             *others: one or more, of the same filters.
             against: what is made of several: their mean, or the largest of each filter.
+            shares: compare each filter's share of the sum of its scores.
+            weight: how often the others are subtracted; the more, the less is left that serves them.
             other_base: take those of another base too, whose filters need not mean the same.
 
         Raises:
-            RestoreKitError: there are none, they belong to other filters, or to another base; both are named.
+            RestoreKitError: there are none, they belong to other filters, or to another base; both are named;
+                scores that are to be shares have no positive sum, or the weight is not positive.
         """
         check_word("against", against, get_args(Against))
+        if not 0 < weight < math.inf:
+            raise RestoreKitError(f"a weight of {weight:g} is not positive", "write 1 to subtract once")
         if not others:
             raise RestoreKitError(f"{self.label} has nothing to be contrasted with", "give other scores")
         for other in others:
@@ -182,10 +197,16 @@ class FilterScores:
                     f" for {other.base[:16]}",
                     "attribute both from one base, or allow it with --other-base, in Python other_base=True",
                 )
-        stack = torch.stack([other.values for other in others])
-        taken = stack.amax(0) if against == "max" else stack.mean(0)
-        record = {"against": against, "labels": [other.label for other in others]}
-        return replace(self, values=self.values - taken, details={**self.details, "minus": record})
+        own = _shares(self) if shares else self.values
+        rows = torch.stack([_shares(other) if shares else other.values for other in others])
+        taken = rows.amax(0) if against == "max" else rows.mean(0)
+        record = {
+            "against": against,
+            "labels": [other.label for other in others],
+            "shares": shares,
+            "weight": weight,
+        }
+        return replace(self, values=own - weight * taken, details={**self.details, "minus": record})
 
     def overlap(self, other: FilterScores, ratio: float) -> float:
         """Return the share of this one's best filters that are also the other's, in [0, 1].
@@ -286,3 +307,14 @@ class FilterScores:
                 f"scores of {self.label} are for the base {self.base[:16]}, {what} is {found[:16]}",
                 "give the weights that the attribution started from, in the same precision",
             )
+
+
+def _shares(scores: FilterScores) -> Tensor:
+    """Return the share of each filter in the sum of all scores (F,)."""
+    total = scores.values.sum()
+    if "minus" in scores.details or not total > 0:
+        raise RestoreKitError(
+            f"the scores of {scores.label} have no shares: they are contrasted already, or sum to nothing",
+            "give scores as attribute wrote them",
+        )
+    return scores.values / total

@@ -205,7 +205,12 @@ def test_with_two_degradations_one_contrast_is_the_others_negative():
     third = attribute(base, target, images(1, 2, 8, seed=9), label="rain", steps=4)
     largest = contrasted({"noise": noisy, "blur": blurry, "rain": third}, "max")["noise"]
     torch.testing.assert_close(largest.values, noisy.values - torch.maximum(blurry.values, third.values))
-    assert largest.details["minus"] == {"against": "max", "labels": ["blur", "rain"]}
+    assert largest.details["minus"] == {
+        "against": "max",
+        "labels": ["blur", "rain"],
+        "shares": False,
+        "weight": 1.0,
+    }
     with pytest.raises(RestoreKitError, match="two degradations"):
         contrasted({"noise": noisy})
 

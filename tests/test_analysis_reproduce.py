@@ -12,7 +12,8 @@ import yaml
 from training_cases import write_photographs
 
 from restorekit.analysis.experiment import ExperimentSpec
-from restorekit.analysis.published import MASKING, METHODS, RETRAINING
+from restorekit.analysis.page import render
+from restorekit.analysis.published import MASKING, METHODS, RETRAINING, SHARES_METHOD
 from restorekit.analysis.reproduce import reproduce, summary
 from restorekit.config import check, configs_folder, read_yaml
 from restorekit.errors import ConfigError, ImageError, OutputError, WeightsError
@@ -102,6 +103,21 @@ def test_masking_the_same_filters_changes_the_same(experiment):
     own = experiment[2]["seeds"]["0"]["masking"]["luma"]["0.2"]["noise"]
     assert own["blur"]["delta"] == own["noise"]["delta"] and own["blur"]["random"] == own["noise"]["random"]
     assert own["blur"]["faig"] != own["noise"]["faig"]
+
+
+def test_faig_in_shares_is_a_column_of_its_own(photographs, tmp_path):
+    changes = {"seeds": [0], "shares_weight": 2}
+    spec = ExperimentSpec.model_validate(document(photographs, tmp_path / "cache", **changes))
+    results = reproduce(spec, tmp_path / "run", "cpu")
+    own = results["seeds"]["0"]
+    assert list(own["masking"]["release"]["0.2"]["blur"]["noise"]) == [*METHODS, SHARES_METHOD]
+    assert 0 < own["retraining"]["blur"][SHARES_METHOD]["noise"] < 60
+    page = render(spec, results)
+    tables = [line for line in page.splitlines() if "FAIG" in line and line.startswith("|")]
+    assert len(tables) == 3 and all(line.endswith("| random | FAIG, in shares |") for line in tables)
+    cells = {line.count("|") for line in page.splitlines() if line.startswith("| ") and "ry, " in line}
+    assert cells == {7}
+    assert "less 2 times that of the other degradation" in page
 
 
 def test_networks_are_trained_as_the_file_says(experiment):

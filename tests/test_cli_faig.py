@@ -200,6 +200,11 @@ def test_a_contrast_is_written_from_files(run, site, nets, tmp_path):
     found = FilterScores.load(tmp_path / "c.safetensors")
     torch.testing.assert_close(found.values, FilterScores.load(one).values - FilterScores.load(other).values)
     assert found.details["minus"]["labels"] == ["blur"]
+    words = ("--shares", "--weight", 2, "-o", tmp_path / "s.safetensors")
+    assert run("faig", "contrast", one, other, *words)[0] == 0
+    first, second = (FilterScores.load(path).values for path in (one, other))
+    expected = first / first.sum() - 2 * second / second.sum()
+    torch.testing.assert_close(FilterScores.load(tmp_path / "s.safetensors").values, expected)
 
 
 def test_inspect_shows_layers_and_facts(run, site):

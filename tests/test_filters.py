@@ -203,6 +203,27 @@ def test_scores_of_different_bases_are_contrasted_on_purpose_only():
     assert contrasted({"snow": other, "rain": one}, other_base=True)["snow"].base == "c" * 64
 
 
+def test_scores_of_degradations_that_cost_differently_are_contrasted_in_shares():
+    table = FilterTable.of(small())
+    rain, snow = scores(torch.arange(1, 29.0), table), scores(torch.arange(28.0, 0, -1), table, "snow")
+    heavy = replace(rain, values=10 * rain.values)
+    shares = rain.minus(snow, shares=True, weight=2)
+    torch.testing.assert_close(shares.values, (rain.values - 2 * snow.values) / 406)
+    torch.testing.assert_close(heavy.minus(snow, shares=True, weight=2).values, shares.values)
+    assert shares.details["minus"] == {"against": "mean", "labels": ["snow"], "shares": True, "weight": 2}
+    # In differences the heavier one keeps filters that serve the other more.
+    kept = [int((one.values > 0).sum()) for one in (heavy.minus(snow), heavy.minus(snow, shares=True))]
+    assert kept == [26, 14]
+    of = contrasted({"rain": heavy, "snow": snow}, shares=True, weight=2)
+    assert torch.equal(of["rain"].values, heavy.minus(snow, shares=True, weight=2).values)
+    for one, other in ((shares, snow), (snow, shares), (scores(torch.zeros(28), table), snow)):
+        with pytest.raises(RestoreKitError, match="have no shares"):
+            one.minus(other, shares=True)
+    for weight in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(RestoreKitError, match="is not positive"):
+            rain.minus(snow, weight=weight)
+
+
 def test_scores_whose_metadata_are_damaged_are_no_scores(tmp_path):
     path = scores(torch.zeros(28), FilterTable.of(small())).save(tmp_path / "rain.safetensors")
     with safe_open(path, "pt") as file:

@@ -9,7 +9,12 @@ from restorekit.filterscores import Against, FilterScores
 
 
 def contrasted(
-    scores: Mapping[str, FilterScores], against: Against = "mean", *, other_base: bool = False
+    scores: Mapping[str, FilterScores],
+    against: Against = "mean",
+    *,
+    shares: bool = False,
+    weight: float = 1.0,
+    other_base: bool = False,
 ) -> dict[str, FilterScores]:
     """Return the scores of each degradation less those of the others; they may then be negative.
 
@@ -19,10 +24,12 @@ def contrasted(
     Args:
         scores: of the same filters, one for each degradation, by any key.
         against: what is made of several others.
+        shares: compare shares of the sums of scores.
+        weight: how often the others are subtracted.
         other_base: take scores of different bases too.
 
     Raises:
-        RestoreKitError: there is only one, or they are of different filters or bases.
+        RestoreKitError: there is only one, or what ``FilterScores.minus`` refuses.
     """
     if len(scores) < 2:
         raise RestoreKitError(
@@ -30,7 +37,11 @@ def contrasted(
         )
     return {
         label: one.minus(
-            *(other for key, other in scores.items() if key != label), against=against, other_base=other_base
+            *(other for key, other in scores.items() if key != label),
+            against=against,
+            shares=shares,
+            weight=weight,
+            other_base=other_base,
         )
         for label, one in scores.items()
     }

@@ -63,6 +63,11 @@ class ExperimentSpec(Spec):
     baseline: FitSpec
     target: FitSpec
     discovery: ImagesSpec = ImagesSpec()
+    shares_weight: float = Field(
+        default=0,
+        ge=0,
+        description="adds a column: FAIG contrasted in shares, the other's subtracted so often; 0 for none",
+    )
     steps: int | Literal["auto"] = Field(default=100, description="gradients for each image of discovery")
     rule: Literal["mid", "left"] = "left"
     evaluation: ImagesSpec

@@ -15,12 +15,19 @@ from restorekit.analysis.published import (
     OVERLAP,
     OVERLAP_THRESHOLDS,
     RETRAINING,
+    SHARES_METHOD,
     UPPER_BOUND,
     Figure,
 )
 from restorekit.files import Marks, replacing
 
-_NAMES = {"faig": "FAIG", "ig": "IG", "delta": "relative change", "random": "random"}
+_NAMES = {
+    "faig": "FAIG",
+    "ig": "IG",
+    "delta": "relative change",
+    "random": "random",
+    SHARES_METHOD: "FAIG, in shares",
+}
 _INPUTS = {"clean": "clean", "blur": "blurry", "noise": "noisy"}
 
 
@@ -112,10 +119,11 @@ def _masking(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
         " for; a method should be large where the two agree and small where they differ.",
         "",
     ]
+    methods = _methods(spec)
     for ratio in spec.ratios:
         own = found[f"{ratio:g}"]
         rows = [
-            [f"{_INPUTS[shown]}, {label} filters", *(_shown(own[shown][label][method]) for method in METHODS)]
+            [f"{_INPUTS[shown]}, {label} filters", *(_shown(own[shown][label][method]) for method in methods)]
             for shown in LABELS
             for label in LABELS
         ]
@@ -123,17 +131,22 @@ def _masking(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
             known = MASKING[spec.published][shown].get(ratio)
             if known:
                 rows.append([f"*{_INPUTS[shown]}, published*", *(f"*{_of(figure)}*" for figure in known)])
-        lines += [_table([f"{ratio:.0%} of the filters", *_NAMES.values()], rows), ""]
+        lines += [_table([f"{ratio:.0%} of the filters", *map(_NAMES.__getitem__, methods)], rows), ""]
     lines.append(f"Published: {MASKING_SET[spec.published]}, slides of the authors.")
+    if spec.shares_weight:
+        lines.append(
+            "In shares, ours: each filter's share of the sum of its scores, less"
+            f" {spec.shares_weight:g} times that of the other degradation."
+        )
     return "\n".join(lines)
 
 
 def _retraining(spec: ExperimentSpec, summary: Mapping[str, Any]) -> str:
-    found, quality = summary["retraining"], summary["quality"]
+    found, quality, methods = summary["retraining"], summary["quality"], _methods(spec)
     rows = []
     for shown in LABELS:
         for label in LABELS:
-            figures = [_shown(found[label][method][shown], 2) for method in METHODS]
+            figures = [_shown(found[label][method][shown], 2) for method in methods]
             rows.append([f"{_INPUTS[shown]}, {label} filters", *figures])
             for deck, table in RETRAINING.items():
                 known = [f"*{_of(figure)}*" for figure in table[shown][label]]
@@ -148,7 +161,7 @@ def _retraining(spec: ExperimentSpec, summary: Mapping[str, Any]) -> str:
             f"**Retraining.** Only {spec.retrain_ratio:.0%} of the baseline's filters trained, on the"
             f" degradation they were discovered for, {spec.retrain.steps} steps; PSNR in dB.",
             "",
-            _table(["", *_NAMES.values()], rows),
+            _table(["", *map(_NAMES.__getitem__, methods)], rows),
             "",
             f"Baseline and fully trained target: {bounds}. Published figures of two decks of slides, which"
             " disagree; neither is called the paper's here.",
@@ -191,8 +204,14 @@ def _distribution(found: Mapping[str, Any], spec: ExperimentSpec) -> str:
     )
 
 
+def _methods(spec: ExperimentSpec) -> tuple[str, ...]:
+    return (*METHODS, SHARES_METHOD) if spec.shares_weight else METHODS
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["-"] * len(header), *rows]
+    """Return a table; cells that a row lacks at its end are empty."""
+    filled = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    lines = [header, ["-"] * len(header), *filled]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

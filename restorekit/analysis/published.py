@@ -11,6 +11,8 @@ from collections.abc import Mapping
 Figure = tuple[float, float]
 
 METHODS = ("faig", "ig", "delta", "random")
+#: Ours, for which nothing is published: FAIG contrasted in shares of the sums.
+SHARES_METHOD = "faig-shares"
 
 #: Masking test, in thousandths: network -> input -> ratio -> a figure for each method.
 MASKING: Mapping[str, Mapping[str, Mapping[float, tuple[Figure, ...]]]] = {

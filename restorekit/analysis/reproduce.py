@@ -38,7 +38,7 @@ from restorekit.analysis.protocols import (
     strip,
 )
 from restorekit.analysis.protocols.substitution import METRICS
-from restorekit.analysis.published import METHODS
+from restorekit.analysis.published import METHODS, SHARES_METHOD
 from restorekit.analysis.rankers import Method, rank
 from restorekit.building import construct
 from restorekit.config import check, read_yaml
@@ -231,7 +231,11 @@ class _Seed:
                 # Weights that were trained again elsewhere are others: what lies there is not theirs.
                 own[label].check_base(base.state_dict(), f"the baseline of {self.folder}")
         # Only FAIG eliminates what matters for both; the others rank as they were compared in the paper.
-        return {**found, "faig": contrasted(found["faig"])}
+        rankings = {**found, "faig": contrasted(found["faig"])}
+        if self.spec.shares_weight:
+            weight = self.spec.shares_weight
+            rankings[SHARES_METHOD] = contrasted(found["faig"], shares=True, weight=weight)
+        return rankings
 
     def _rank(
         self, method: str, label: str, base: Backbone, target: Backbone, pairs: Sequence[Pair], path: Path
@@ -277,7 +281,7 @@ class _Seed:
             (f"{ratio:g}", label, method): rankings[method][label].top(ratio, budget="filters")
             for ratio in self.spec.ratios
             for label in LABELS
-            for method in METHODS
+            for method in rankings
         }
         found: dict[str, Any] = {}
         for shown in LABELS:
@@ -297,7 +301,7 @@ class _Seed:
                     f"retraining-{label}-{method}",
                     partial(self._retrained, base, rankings, method, label, images),
                 )
-                for method in METHODS
+                for method in rankings
             }
             for label in LABELS
         }

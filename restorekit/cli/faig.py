@@ -272,6 +272,10 @@ def contrast(
     others: Annotated[list[Path], typer.Argument(help="Scores of the other degradations.")],
     output: Output,
     against: Annotated[Literal["mean", "max"], typer.Option(help="What is made of several others.")] = "mean",
+    shares: Annotated[
+        bool, typer.Option("--shares", help="Compare shares of the sums: degradations cost differently much.")
+    ] = False,
+    weight: Annotated[float, typer.Option(help="How often the others are subtracted.")] = 1.0,
     other_base: OtherBase = False,
     overwrite: Overwrite = False,
 ) -> None:
@@ -280,7 +284,8 @@ def contrast(
 
     check_free(output, overwrite)
     first, *rest = (FilterScores.load(path) for path in (scores, *others))
-    say(str(first.minus(*rest, against=against, other_base=other_base).save(output)))
+    special = first.minus(*rest, against=against, shares=shares, weight=weight, other_base=other_base)
+    say(str(special.save(output)))
 
 
 @app.command()
