@@ -41,7 +41,8 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
     The deepest are those of the largest stride; of these the last one that is made of others, as the end of a
     U-net's middle, else the last of those with the most channels, as before the final convolution. Left out
     are modules whose map does not grow with the image, as of squeeze and excitation, those that return
-    images, and those that see it in parts, as quarters, one after the other or as a batch (MPRNet).
+    no more channels than images have, and those that see it in parts, as quarters, one after the other or as
+    a batch (MPRNet).
 
     Raises:
         ConfigError: there is no such module, or it returns no map of the whole image, or several.
@@ -69,13 +70,13 @@ def place_of(backbone: Backbone, name: str | None) -> Place:
                 f"name one that runs once: {', '.join(once[-5:]) or 'none does'}",
             )
         return found
-    images = {backbone.channels, backbone.out_channels or backbone.channels}
-    inside = [
-        place for place in seen if place.name and place.channels not in images and runs[place.name] == 1
-    ]
+    images = max(backbone.channels, backbone.out_channels or 0)
+    inside = [place for place in seen if place.name and place.channels > images and runs[place.name] == 1]
     if not inside:
         raise ConfigError(
-            "params.layer", f"{type(backbone).__name__} has no layers inside", "name another backbone"
+            "params.layer",
+            f"{type(backbone).__name__} has no layers inside with more than {images} channels",
+            "name one with as many, or another backbone",
         )
     stride = max(place.stride for place in inside)
     deepest = [place for place in inside if place.stride == stride]

@@ -20,6 +20,8 @@ SMALL = {
     "ffdnet": dict(width=16, layers=3),
     "prenet": dict(width=8, blocks=1, stages=2),
     "iat": dict(width=8, blocks=1, features=16),
+    "gcanet": dict(width=8),
+    "pairlie": dict(width=16),
 }
 # By backbone: the layer that is found, its channels and its stride.
 FOUND = {
@@ -32,6 +34,9 @@ FOUND = {
     # All else is run once in each stage.
     "prenet": ("deepest", 8, 1),
     "iat": ("global_net.conv_large", 16, 4),
+    "gcanet": ("res7", 8, 2),
+    # The map of the light is a block's, too, but of one channel.
+    "pairlie": ("R_net.R_net.11", 16, 1),
 }
 
 
@@ -116,7 +121,7 @@ def test_wrong_backbones_and_weights_are_refused(weights):
     with pytest.raises(WeightsError, match="no weights are given"):
         BackbonePrior("nafnet", params=SMALL["nafnet"])
     installed("median")
-    with pytest.raises(ConfigError, match="Median has no layers inside"):
+    with pytest.raises(ConfigError, match="Median has no layers inside with more than 3 channels"):
         BackbonePrior("median")
 
 
