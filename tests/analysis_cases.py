@@ -6,8 +6,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.func import functional_call
 
+from restorekit.analysis import restored
+from restorekit.analysis.walk import sse
 from restorekit.contracts import Backbone
+from restorekit.filters import FilterTable
 from restorekit.registry import backbones
 
 TOY = Path(__file__).with_name("analysis_toy.safetensors")
@@ -53,16 +57,47 @@ def both(name: str) -> tuple[Backbone, Backbone]:
     return base, moved(base, 0.3)
 
 
-def images(count: int = 2, scale: int = 1, side: int = 16, seed: int = 0, dtype=torch.float64):
+def images(
+    count: int = 2, scale: int = 1, side: int = 16, seed: int = 0, dtype=torch.float64, wider: int = 3
+):
     """Return pairs of noisy and clean images (1, 3, H, W)."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(count):
-        degraded = torch.rand(1, 3, side, side + 3, generator=generator, dtype=dtype)
+        degraded = torch.rand(1, 3, side, side + wider, generator=generator, dtype=dtype)
         clean = degraded.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
         noise = torch.randn(clean.shape, generator=generator, dtype=dtype)
         made.append((degraded, (clean + 0.1 * noise).clamp(0, 1)))
     return made
+
+
+def loss_of(network, pairs):
+    with torch.no_grad():
+        return sum(float(sse(restored(network, degraded), clean)) for degraded, clean in pairs) / len(pairs)
+
+
+def by_definition(base, target, pairs, steps, unit="kernel"):
+    """Follow the release step by step: dense gradients of every step, kept apart, in its order."""
+    table = FilterTable.of(target, unit)
+    states = [{key: value.detach() for key, value in net.state_dict().items()} for net in (base, target)]
+    total = torch.zeros(len(table), dtype=torch.float64)
+    for degraded, clean in pairs:
+        gradients = {tensor.name: 0.0 for tensor in table}
+        for step in range(steps):
+            alpha = step / steps
+            state = {key: alpha * states[0][key] + (1 - alpha) * states[1][key] for key in states[0]}
+            for tensor in table:
+                state[tensor.name].requires_grad_()
+            output = functional_call(target, state, (degraded,), tie_weights=False)
+            loss = ((output - clean) ** 2).sum()
+            found = torch.autograd.grad(loss, [state[tensor.name] for tensor in table])
+            for tensor, gradient in zip(table, found, strict=True):
+                gradients[tensor.name] = gradients[tensor.name] + gradient
+        for tensor in table:
+            element = (states[0][tensor.name] - states[1][tensor.name]) * gradients[tensor.name] / steps
+            rows = tensor.rows(element.abs()).sum(1)
+            total[tensor.offset : tensor.offset + tensor.count] += rows
+    return total / len(pairs)
 
 
 def scenes(count: int, side: int, seed: int) -> torch.Tensor:

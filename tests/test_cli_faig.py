@@ -93,6 +93,30 @@ def test_an_attribution_is_that_of_the_library(run, site, nets, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["noise.safetensors"]
 
 
+def test_parts_of_the_images_are_joined_to_what_all_of_them_give(run, site, nets, tmp_path):
+    words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--limit", 5, "--steps", 2)
+    files = [tmp_path / f"{name}.safetensors" for name in ("whole", "one", "two", "joined")]
+    whole, one, two, together = files
+    assert run("faig", "attribute", *nets, *words, "-o", whole)[0] == 0
+    for part, file in (("1/2", one), ("2/2", two)):
+        assert run("faig", "attribute", *nets, *words, "--part", part, "-o", file)[0] == 0
+    assert [FAIGResult.load(file).images for file in (one, two)] == [3, 2]
+    code, out, err = run("faig", "join", one, two, "-o", together)
+    assert code == 0 and "noise: 5 images" in out, err
+    torch.testing.assert_close(FAIGResult.load(together).values, FAIGResult.load(whole).values)
+    code, _, err = run("faig", "join", one, site / "blur.safetensors", "-o", tmp_path / "no.safetensors")
+    assert (
+        code == 2 and "part 2 is contrasted with noise" in err and not (tmp_path / "no.safetensors").exists()
+    )
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "2", "a/b", "1/2/3"])
+def test_what_is_no_part_of_a_whole_is_refused(run, site, nets, tmp_path, part):
+    words = ("--data", site / "clean", "--degrade", site / "noise.yaml", "--part", part)
+    code, _, err = run("faig", "attribute", *nets, *words, "-o", tmp_path / "x.safetensors")
+    assert code == 2 and f"--part: '{part}' is no part of a whole" in err and "--part 2/4" in err
+
+
 def test_pairs_are_attributed_as_they_lie_and_json_tells_all(run, site, nets, tmp_path):
     out_file = tmp_path / "real.safetensors"
     words = ("--data", site / "pairs", "--label", "real", "--release", "--crop", 16, "--json")

@@ -1,8 +1,8 @@
 """Which filters of a network do what: attribution between two trained networks, and what it is good for.
 
-What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast. What the
-ranks are used for: protocols. The published experiment as a whole: reproduce. Scores of filters, their order
-and their files are ``restorekit.filterscores``; networks that use them are plug-ins.
+What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast, joining.
+What the ranks are used for: protocols. The published experiment as a whole: reproduce. Scores of filters,
+their order and their files are ``restorekit.filterscores``; networks that use them are plug-ins.
 
 Names are imported on first use: the commands that only look at scores need no torch.
 """
@@ -16,6 +16,7 @@ from restorekit.lazy import on_first_use
 if TYPE_CHECKING:
     from restorekit.analysis.attribution import Completeness, FAIGResult, attribute
     from restorekit.analysis.contrast import contrasted
+    from restorekit.analysis.joining import joined
     from restorekit.analysis.pairs import Pair, pairs_of, pseudo_pairs, restored
     from restorekit.analysis.rankers import METHODS, rank
     from restorekit.analysis.rules import RULES, points
@@ -28,6 +29,7 @@ _HOMES = {
     "RULES": "rules",
     "attribute": "attribution",
     "contrasted": "contrast",
+    "joined": "joining",
     "pairs_of": "pairs",
     "points": "rules",
     "pseudo_pairs": "pairs",
@@ -43,6 +45,7 @@ __all__ = [
     "Pair",
     "attribute",
     "contrasted",
+    "joined",
     "pairs_of",
     "points",
     "pseudo_pairs",

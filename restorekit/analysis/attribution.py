@@ -63,12 +63,19 @@ class Completeness:
         filters: what filters account for, mean over images.
         error: sum over images of the difference between ``attributed`` and ``change``, as a share of the sum
             of the changes; what more steps make smaller.
+        whole: those changes without their signs, mean over images; that of the mean change where a file does
+            not say.
     """
 
     change: float
     attributed: float
     filters: float
     error: float
+    whole: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.whole:
+            object.__setattr__(self, "whole", abs(self.change))
 
     @property
     def unattributed(self) -> float:
@@ -382,7 +389,8 @@ class Sums:
         assert self.scores is not None
         count, facts = self.images, self.facts
         error = self.error / self.whole if self.whole else 0.0
-        complete = Completeness(self.change / count, self.attributed / count, self.filters / count, error)
+        means = (self.change / count, self.attributed / count, self.filters / count)
+        complete = Completeness(*means, error, self.whole / count)
         details = {
             "rule": facts["rule"],
             "steps": self.steps,

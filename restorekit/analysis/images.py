@@ -54,8 +54,18 @@ class FilePairs:
         seed: int = 0,
         crop: int = 0,
         limit: int | None = None,
+        part: tuple[int, int] = (1, 1),
     ) -> FilePairs:
         """Return the pairs of a dataset.
+
+        Args:
+            found: the dataset.
+            network: that they are for.
+            recipe: as of the class; likewise ``seed`` and ``crop``.
+            seed: see there.
+            crop: see there.
+            limit: take the first so many.
+            part: of these, (2, 3) for the second of every three, from 1 on.
 
         Raises:
             ImageError: it holds clean images, and no recipe is given.
@@ -65,7 +75,8 @@ class FilePairs:
                 f"{found.folder} holds clean images and no degraded ones",
                 "degrade them with --degrade, or give a folder of pairs, as input/ and target/",
             )
-        return cls(found.samples[:limit], network.channels, network.scale, recipe, seed, crop)
+        taken = found.samples[:limit][part[0] - 1 :: part[1]]
+        return cls(taken, network.channels, network.scale, recipe, seed, crop)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -31,6 +31,7 @@ from restorekit.cli.faiginputs import (
     Output,
     Overwrite,
     Params,
+    PartOf,
     Raw,
     Resume,
     Rule,
@@ -85,6 +86,7 @@ class _Request:
     as_json: bool
     rule: Literal["mid", "left", "gauss"] = "mid"
     tolerance: float = 0.02
+    part: str = "1/1"
 
 
 @app.command()
@@ -112,6 +114,7 @@ def attribute(
     seed: Seed = 0,
     crop: Crop = 0,
     limit: Limit = None,
+    part: PartOf = "1/1",
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -141,6 +144,7 @@ def attribute(
             seed=seed,
             crop=crop,
             limit=limit,
+            part=part,
             resume=resume,
             overwrite=overwrite,
             device=device,
@@ -226,7 +230,8 @@ def _rank(asked: _Request) -> None:
     from restorekit.analysis.attribution import FAIGResult
     from restorekit.analysis.rankers import rank as score
 
-    pairs = file_pairs(found, networks[1], recipe, asked.seed, asked.crop, asked.limit) if found else ()
+    taken = (asked.seed, asked.crop, asked.limit, asked.part)
+    pairs = file_pairs(found, networks[1], recipe, *taken) if found else ()
     with _kept(partial), _progress(label, asked.method) as report:
         scores = score(
             asked.method,
@@ -264,6 +269,23 @@ def _rank(asked: _Request) -> None:
 def _partial(output: Path) -> Path:
     """Return where an attribution is kept until it is complete."""
     return output.with_name(f"{output.stem}.partial{output.suffix}")
+
+
+@app.command()
+def join(
+    parts: Annotated[list[Path], typer.Argument(help="Scores that `attribute --part` wrote.")],
+    output: Output,
+    overwrite: Overwrite = False,
+) -> None:
+    """Put together the attributions of parts of the images, made by other processes or machines."""
+    from restorekit.analysis.attribution import FAIGResult
+    from restorekit.analysis.joining import joined
+
+    check_free(output, overwrite)
+    whole = joined([FAIGResult.load(path) for path in parts])
+    whole.save(output)
+    say(f"{whole.label}: {whole.images} images, completeness error {whole.completeness.error:.2%}")
+    say(str(output))
 
 
 @app.command()

@@ -44,6 +44,14 @@ Degrade = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is random, with a file's name.")]
 Crop = Annotated[int, typer.Option(min=0, help="Take the middle of each image: pixels of the degraded one.")]
+PartOf = Annotated[
+    str,
+    typer.Option(
+        "--part",
+        help="Take every N-th image from the K-th on, as K/N; `join` puts the parts together.",
+        show_default="all",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use the first images only.")]
 Ratio = Annotated[float, typer.Option(min=0, max=1, help="Share of the filters that is chosen.")]
 Budget = Annotated[
@@ -142,12 +150,27 @@ def one_network(
 
 
 def file_pairs(
-    found: Dataset, network: Backbone, recipe: RecipeSpec | None, seed: int, crop: int, limit: int | None
+    found: Dataset,
+    network: Backbone,
+    recipe: RecipeSpec | None,
+    seed: int,
+    crop: int,
+    limit: int | None,
+    part: str = "1/1",
 ) -> FilePairs:
     """Return the pairs that a network is looked at with."""
     from restorekit.analysis.images import FilePairs
 
-    return FilePairs.of(found, network, recipe, seed=seed, crop=crop, limit=limit)
+    return FilePairs.of(found, network, recipe, seed=seed, crop=crop, limit=limit, part=_part(part))
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = text.split("/")
+    if len(numbers) == 2 and all(number.isdecimal() for number in numbers):
+        one, of = int(numbers[0]), int(numbers[1])
+        if 1 <= one <= of:
+            return one, of
+    raise ConfigError("--part", f"{text!r} is no part of a whole", "write --part 2/4 for the second of four")
 
 
 def read_scores(paths: Sequence[Path], base: Backbone, other_base: bool) -> list[FilterScores]:
