@@ -3,7 +3,8 @@
 Both are run in turns and their times divided run by run, so that what else the machine does falls on both
 alike; the median of the ratios counts. The split says where the difference goes: to the classifier, and to
 writing the mixture. On a machine that is shared take `--threads 1 --cpu-time`, which counts the time of this
-process alone. Run: `python benchmarks/adms_overhead.py [--side 512] [--runs 15] [--ratio 0.03]`.
+process alone. With `--batch 8` a batch whose images all have mixtures of their own is run in each mode.
+Run: `python benchmarks/adms_overhead.py [--side 512] [--runs 15] [--ratio 0.03] [--batch 1]`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from torch import Tensor
 from restorekit.contracts import Backbone
 from restorekit.registry import adapters, backbones
 from restorekit.runtime import channels_last, tune_allocator
+from restorekit_adms.dedicated import Mode
 from restorekit_adms.network import Adaptive
+from restorekit_adms.routing import RouterChoice
 
 # Arguments of a NAFNet, and of its adapter.
 NETWORKS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -85,6 +89,27 @@ def ratios(
     return found
 
 
+def modes(adaptive: Adaptive, base: Backbone, images: Tensor, runs: int, clock: Callable[[], float]) -> str:
+    """Return what each mode takes, as a multiple of the base alone, for images of different mixtures."""
+    shares = torch.rand(len(images), len(KINDS), generator=torch.Generator().manual_seed(0)).softmax(1)
+    adaptive.adapter.router = RouterChoice.of(lambda batch: shares.to(batch.device))
+
+    def run(mode: Mode) -> Tensor:
+        adaptive.adapter.mode = mode
+        restored: Tensor = adaptive(images)
+        return restored
+
+    names: tuple[Mode, ...] = ("group", "soft", "batched")
+    rows = []
+    for number in range(runs + 1):
+        alone = seconds(lambda: base(images), images.device, clock)
+        row = [seconds(partial(run, mode), images.device, clock) / alone for mode in names]
+        # The first one warms up.
+        rows += [row] if number else []
+    medians = (statistics.median(column) for column in zip(*rows, strict=True))
+    return "   ".join(f"{name} {median:.2f} x" for name, median in zip(names, medians, strict=True))
+
+
 def main() -> None:
     """Print a line for each network."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -93,6 +118,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ratio", type=float, default=0.03)
+    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--cpu-time", action="store_true")
     given = parser.parse_args()
     clock = time.process_time if given.cpu_time else time.perf_counter
@@ -100,7 +126,7 @@ def main() -> None:
     tune_allocator()
     device = torch.device(given.device)
     share = f"{len(KINDS)} degradations of {100 * given.ratio:g} %"
-    print(f"{given.side} x {given.side}, batch 1, {share}, {device}")
+    print(f"{given.side} x {given.side}, batch {given.batch}, {share}, {device}")
     for name, (params, own) in NETWORKS.items():
         torch.manual_seed(0)
         base = backbones["nafnet"].load()(**params).eval().requires_grad_(False)
@@ -110,9 +136,14 @@ def main() -> None:
         adaptive = adapter.attach(base).eval().requires_grad_(False).to(device)
         assert isinstance(adaptive, Adaptive)
         channels_last(adaptive)
-        image = torch.rand(1, 3, given.side, given.side, device=device)
+        image = torch.rand(given.batch, 3, given.side, given.side, device=device)
+        image = image.to(memory_format=torch.channels_last)
+        if given.batch > 1:
+            with torch.no_grad():
+                print(f"nafnet {name:18} {modes(adaptive, base, image, given.runs, clock)}")
+            continue
         with torch.inference_mode():
-            found = ratios(adaptive, base, image.to(memory_format=torch.channels_last), given.runs, clock)
+            found = ratios(adaptive, base, image, given.runs, clock)
         parts = f"classifier {100 * found['classifier']:.2f} %, mixing {100 * found['mixing']:.2f} %"
         print(
             f"nafnet {name:18} base {1000 * found['base']:7.1f} ms   "

@@ -66,8 +66,8 @@ class Adms(Dedicated):
             below it, the base acts alone: to undo what an image does not suffer from costs more than to
             leave it. These, the temperature and ``none`` are, where left at their defaults, those of the
             part that has the classifier.
-        mode: how a batch of several verdicts is run: ``merge``, ``group`` or ``soft``, which agree; see
-            ``Adaptive``.
+        mode: how a batch of several verdicts is run: ``merge``, ``group``, ``soft`` or ``batched``, which
+            agree; see ``Adaptive``.
         widths: features of the classifier's convolutions, each at half the size of the one before.
         pooling: what of each it sees over the image: the ``mean``, or ``statistics``: largest value and
             standard deviation, too, which tell haze from clean images better.

@@ -24,7 +24,7 @@ from restorekit_adms.naming import check_names, unknown
 from restorekit_adms.routing import RouterChoice
 
 Train = Literal["deltas", "classifier", "all"]
-Mode = Literal["auto", "merge", "group", "soft"]
+Mode = Literal["auto", "merge", "group", "soft", "batched"]
 
 
 class Dedicated(Adapter):

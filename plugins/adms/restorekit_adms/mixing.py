@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, cast
 
 import torch
@@ -130,6 +131,7 @@ class Mixer:
                 self._sources[index].append(leaf)
                 where[index].append(own_slots + total)
             total += len(union)
+        self._device = next((place.elements.device for place in self.places), torch.device("cpu"))
         self._where = [torch.cat(slots) if slots else None for slots in where]
         self.sizes = [len(place.elements) for place in self.places]
         self._copy: _Copy | None = None
@@ -144,12 +146,19 @@ class Mixer:
 
     def mixture(self, weights: Tensor) -> Tensor:
         """Return what is added at all places (N,), for weights (D,)."""
-        mixed = weights.new_zeros(sum(self.sizes))
+        # In the wider of both precisions: shares of a double network are rounded to no less than its filters.
+        precise = (leaf.values.dtype for leaves in self._sources for leaf in leaves)
+        dtype = reduce(torch.promote_types, precise, weights.dtype)
+        mixed = weights.new_zeros(sum(self.sizes), dtype=dtype)
         for index, (leaves, where) in enumerate(zip(self._sources, self._where, strict=True)):
             if where is not None:
                 own = torch.cat([leaf.values.flatten() for leaf in leaves])
                 mixed = mixed.index_add(0, where, (own * weights[index]).to(mixed.dtype))
         return mixed
+
+    def apart(self, count: int) -> Tensor:
+        """Return what each degradation adds at all places, (D, N)."""
+        return torch.stack([self.mixture(unit) for unit in torch.eye(count, device=self._device)])
 
     def frozen(self) -> dict[str, Tensor]:
         """Return every parameter of the network, by each of its names, without its gradient."""
@@ -196,8 +205,7 @@ class Mixer:
         if self._dense is None or not self._dense[0].is_unchanged():
             watched = _Watched(leaf.holder for leaves in self._sources for leaf in leaves)
             with torch.inference_mode(False), torch.no_grad():
-                units = torch.eye(len(self._sources), device=weights.device)
-                self._dense = watched, torch.stack([self.mixture(unit) for unit in units])
+                self._dense = watched, self.apart(len(weights))
             self._written = None
         if not _equal(self._written, weights):
             self._copy.write(weights, self._dense[1])

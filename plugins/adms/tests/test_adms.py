@@ -189,7 +189,7 @@ def test_modes_agree_for_a_batch_of_different_verdicts(network):
     shares = torch.tensor([[0.7, 0.3], [0.0, 1.0], [0.7, 0.3], [0.25, 0.75]])
     _, adaptive = adapter_of(network, router=lambda batch: shares[: len(batch)])
     outputs = {}
-    for mode in ("auto", "merge", "group", "soft"):
+    for mode in ("auto", "merge", "group", "soft", "batched"):
         adaptive.adapter.mode = mode
         outputs[mode] = adaptive(x)
     with torch.enable_grad():

@@ -90,7 +90,7 @@ class Restormer(Backbone):
 
     def encode(self, degraded: Tensor) -> tuple[Tensor, _Rest]:
         """Return the lowest level (B, 8 dim, H / 8, W / 8), and what the way up adds."""
-        embedded = self.patch_embed["proj"](degraded.contiguous(memory_format=torch.channels_last))
+        embedded = self.patch_embed["proj"](degraded.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))
         skip1 = self.encoder_level1(embedded)
         skip2 = self.encoder_level2(self.down1_2(skip1))
         skip3 = self.encoder_level3(self.down2_3(skip2))
