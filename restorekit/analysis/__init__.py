@@ -1,6 +1,7 @@
 """Which filters of a network do what: attribution between two trained networks, and what it is good for.
 
-What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast, joining.
+What is measured on: pairs, walk, rules. What ranks filters: attribution (FAIG), rankers, contrast, joining;
+its sums on the way, and its result.
 What the ranks are used for: protocols. The published experiment as a whole: reproduce. Scores of filters,
 their order and their files are ``restorekit.filterscores``; networks that use them are plug-ins.
 
@@ -14,16 +15,17 @@ from typing import TYPE_CHECKING
 from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
-    from restorekit.analysis.attribution import Completeness, FAIGResult, attribute
+    from restorekit.analysis.attribution import attribute
     from restorekit.analysis.contrast import contrasted
     from restorekit.analysis.joining import joined
     from restorekit.analysis.pairs import Pair, pairs_of, pseudo_pairs, restored
     from restorekit.analysis.rankers import METHODS, rank
+    from restorekit.analysis.result import Completeness, FAIGResult
     from restorekit.analysis.rules import RULES, points
 
 _HOMES = {
-    "Completeness": "attribution",
-    "FAIGResult": "attribution",
+    "Completeness": "result",
+    "FAIGResult": "result",
     "METHODS": "rankers",
     "Pair": "pairs",
     "RULES": "rules",

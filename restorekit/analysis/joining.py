@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 
 import torch
 
-from restorekit.analysis.attribution import Completeness, FAIGResult
+from restorekit.analysis.result import Completeness, FAIGResult
 from restorekit.errors import RestoreKitError
 
 

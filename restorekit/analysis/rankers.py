@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from restorekit.analysis.attribution import Count, Progress, Sums, attribute
+from restorekit.analysis.attribution import attribute
 from restorekit.analysis.pairs import Pair, Terms, pairs_of, restored
 from restorekit.analysis.rules import Rule, check_steps
+from restorekit.analysis.sums import Count, Progress, Sums
 from restorekit.analysis.walk import Loss, Network, Walk, check_same, mark_of, network_of, state_of, steady
 from restorekit.errors import RestoreKitError, WeightsError
 from restorekit.filters import FilterTable, Unit

@@ -18,7 +18,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from restorekit.analysis.attribution import FAIGResult
 from restorekit.analysis.contrast import contrasted
 from restorekit.analysis.experiment import LABELS, ExperimentSpec
 from restorekit.analysis.galleries import Gallery, galleries_of
@@ -40,6 +39,7 @@ from restorekit.analysis.protocols import (
 from restorekit.analysis.protocols.substitution import METRICS
 from restorekit.analysis.published import METHODS, SHARES_METHOD
 from restorekit.analysis.rankers import Method, rank
+from restorekit.analysis.result import FAIGResult
 from restorekit.building import construct
 from restorekit.config import check, read_yaml
 from restorekit.contracts import Backbone

@@ -227,8 +227,8 @@ def _rank(asked: _Request) -> None:
     found = None if asked.data is None else find_dataset(asked.data, asked.layout, recipe)
     networks = two_networks(asked.backbone, asked.params, asked.base, asked.target, asked.device)
 
-    from restorekit.analysis.attribution import FAIGResult
     from restorekit.analysis.rankers import rank as score
+    from restorekit.analysis.result import FAIGResult
 
     taken = (asked.seed, asked.crop, asked.limit, asked.part)
     pairs = file_pairs(found, networks[1], recipe, *taken) if found else ()
@@ -278,8 +278,8 @@ def join(
     overwrite: Overwrite = False,
 ) -> None:
     """Put together the attributions of parts of the images, made by other processes or machines."""
-    from restorekit.analysis.attribution import FAIGResult
     from restorekit.analysis.joining import joined
+    from restorekit.analysis.result import FAIGResult
 
     check_free(output, overwrite)
     whole = joined([FAIGResult.load(path) for path in parts])
@@ -375,7 +375,7 @@ def inspect(
 
 
 def _facts(scores: FilterScores) -> dict[str, Any]:
-    from restorekit.analysis.attribution import Completeness
+    from restorekit.analysis.result import Completeness
 
     details = dict(scores.details)
     if "completeness" in details:
