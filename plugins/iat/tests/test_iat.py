@@ -3,11 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from backbone_cases import noise, restored_shape
 from PIL import Image
 from safetensors.torch import save_file
 from torch.nn.functional import batch_norm, conv2d, gelu, layer_norm, leaky_relu, linear
 
-from restorekit import restore
 from restorekit.errors import WeightsError
 from restorekit.testing import check_backbone
 from restorekit.tiling import Tiler
@@ -33,10 +33,6 @@ def randomised(network, seed=0):
     for parameter in network.parameters():
         parameter.data += 0.4 * (torch.rand(parameter.shape, generator=generator) - 0.5)
     return network.eval()
-
-
-def noise(*shape, seed=0, dtype=torch.float32):
-    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 def real(name):
@@ -156,11 +152,7 @@ def test_tiles_equal_the_whole_image():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (5, 7), (37, 21)])
 def test_any_size_is_restored(size, tmp_path):
-    path = tmp_path / "iat.safetensors"
-    save_file(IAT(**SMALL).state_dict(), path)
-    step = {"name": "iat", "params": SMALL, "weights": str(path)}
-    levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    assert restore(levels, {"steps": [{"restore": step}]}).shape == (*size, 3)
+    assert restored_shape("iat", IAT, SMALL, size, tmp_path) == (*size, 3)
 
 
 def test_maps_are_those_of_the_formula():

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from backbone_cases import noise
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import conv2d, interpolate, leaky_relu, pixel_shuffle
@@ -30,10 +31,6 @@ def randomised(network, seed=0):
     for parameter in network.parameters():
         parameter.data = torch.rand(parameter.shape, generator=generator) - 0.5
     return network.eval()
-
-
-def noise(*shape, seed=0, dtype=torch.float32):
-    return torch.rand(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("scale", SCALES)
