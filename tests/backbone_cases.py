@@ -17,6 +17,11 @@ def restored_shape(name, cls, params, size, folder):
     path = folder / f"{name}.safetensors"
     save_file(cls(**params).state_dict(), path)
     levels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    return restore(
-        levels, {"steps": [{"restore": {"name": name, "params": params, "weights": str(path)}}]}
-    ).shape
+    step = {"name": name, "params": params, "weights": str(path)}
+    return restore(levels, {"steps": [{"restore": step}]}).shape
+
+
+def parameter_count(cls):
+    """Return how many parameters the network has by default, without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in cls().parameters())
