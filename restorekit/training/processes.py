@@ -7,6 +7,7 @@ accelerate. It is imported in no other case: one process needs none of it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, cast
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 # Where launchers say how many processes there are: torchrun and accelerate; MPI in its flavours.
 _COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+# Seconds that gloo's threads have to put away the last thing that was said. They outlive the process group
+# where there was DistributedDataParallel, need the interpreter for it, and abort a process that is ending
+# (PyTorch's issue 190489): once in some sixty trainings on a busy machine.
+_PARTING = 0.5
 
 
 class Processes:
@@ -121,6 +126,7 @@ class Accelerated(Processes):
         """Wait for the others and part from them."""
         self._accelerator.wait_for_everyone()
         self._accelerator.end_training()
+        time.sleep(_PARTING)
 
 
 def processes(device: torch.device) -> Processes:
