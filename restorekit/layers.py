@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+# Weights of red, green and blue.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Return how bright colours look, (..., 3, H, W) -> (..., 1, H, W), of the same range (ITU-R BT.601)."""
+    return (image * image.new_tensor(_LUMA)[:, None, None]).sum(-3, keepdim=True)
+
 
 class ChannelNorm(nn.Module):
     """Layer normalisation over the channels of each pixel, with a weight and a bias per channel.

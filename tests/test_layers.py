@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from restorekit.layers import ChannelNorm
+from restorekit.layers import ChannelNorm, luma
 
 
 def normed():
@@ -55,3 +55,13 @@ def test_gradients_are_those_of_layer_norm():
     assert torch.autograd.gradcheck(normed().double(), x)
     plain = layer_norm(x.permute(0, 2, 3, 1), (5,)).permute(0, 3, 1, 2)
     torch.testing.assert_close(ChannelNorm(5, eps=1e-5).double()(x), plain)
+
+
+def test_luma_is_that_of_television_and_leaves_gray_as_it_is():
+    colours = torch.eye(3, dtype=torch.double).reshape(3, 3, 1, 1)
+    torch.testing.assert_close(
+        luma(colours).flatten(), torch.tensor([0.299, 0.587, 0.114], dtype=torch.double)
+    )
+    gray = torch.rand(2, 1, 4, 5)
+    torch.testing.assert_close(luma(gray.expand(-1, 3, -1, -1)), gray)
+    assert luma(gray[0].expand(3, -1, -1)).shape == (1, 4, 5)

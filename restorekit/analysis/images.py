@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from restorekit.analysis.pairs import LUMA, Pair
+from restorekit.analysis.pairs import Pair
 from restorekit.contracts import Backbone
 from restorekit.datasets import Dataset, Sample
 from restorekit.degradations import quantise
@@ -17,6 +17,7 @@ from restorekit.degradations.recipe import apply, draw, streams
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ImageError
 from restorekit.image import Image
+from restorekit.layers import luma
 from restorekit.training.data import reduced
 
 
@@ -122,7 +123,7 @@ def to_channels(pixels: Tensor, channels: int) -> Tensor:
     if len(pixels) == 1 and channels == 3:
         return pixels.expand(3, -1, -1)
     if len(pixels) == 3 and channels == 1:
-        return (pixels * pixels.new_tensor(LUMA)[:, None, None]).sum(0, keepdim=True)
+        return luma(pixels)
     return pixels
 
 

@@ -15,8 +15,6 @@ from restorekit.contracts import Backbone, Padding
 from restorekit.errors import ContractError, ImageError
 from restorekit.tiling import pad_to_multiple
 
-# Weights of red, green and blue in luma (ITU-R BT.601).
-LUMA = (0.299, 0.587, 0.114)
 # Noise as wide as the whole range, 255 levels, stays within six times of it; levels go far beyond.
 FARTHEST = 16.0
 _PAIR = "give (degraded, clean) or (degraded, clean, name), each image as (C, H, W) or (1, C, H, W)"

@@ -18,14 +18,13 @@ from torch.nn.functional import interpolate, pad
 from restorekit.degradations import add_gaussian_noise, compress_jpeg, quantise
 from restorekit.degradations.recipe import apply, draw_kind
 from restorekit.degradations.spec import RecipeSpec
+from restorekit.layers import luma
 from restorekit.training.cache import Pixels
 from restorekit.training.pairs import Pairs
 from restorekit.training.photographs import Photographs
 from restorekit.training.sources import Source
 from restorekit.training.spec import AugmentSpec, DataSpec, DenoiseSpec, StageSpec
 
-# Weights of red, green and blue in luma (ITU-R BT.601), for networks of one channel.
-_LUMA = (0.299, 0.587, 0.114)
 # Shape of the beta distribution that blends batches, as in mixup (Zhang et al., ICLR 2018).
 _MIXUP = 1.2
 
@@ -181,7 +180,7 @@ class Batches:
             return clean if patch.degraded is None else patch.degraded, clean, patch.kind
         if is_gray and self.channels == 3:
             # A gray photograph in a colour network has the same noise in every colour.
-            clean = (clean * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+            clean = luma(clean)
         degraded, found = degrade(reduced(clean, self.scale), self.degradation, random, noise, kind)
         shape = (self.channels, -1, -1)
         return degraded.expand(shape), clean.expand(shape), found
@@ -286,9 +285,7 @@ def to_channels(pixels: Pixels, channels: int) -> Tensor:
     """Return 8-bit levels (H, W, 3) as a tensor (C, H, W) in [0, 1]; one channel is luma."""
     # A copy: what is mapped from a file cannot be written to, and torch wants tensors that can.
     image = torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1).float() / 255
-    if channels == 3:
-        return image
-    return (image * torch.tensor(_LUMA)[:, None, None]).sum(0, keepdim=True)
+    return image if channels == 3 else luma(image)
 
 
 def _turned(pixels: Pixels, quarters: int, mirrored: bool) -> Pixels:

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from restorekit.contracts import DetectedBackbone
 from restorekit.errors import ConfigError
 from restorekit.frozen import FrozenPrior
+from restorekit.layers import luma
 from restorekit.ready import ready_backbone
 from restorekit.tiling import pad_to_multiple
 from restorekit_backbone_prior.deepest import place_of
 
-# Shares of red, green and blue in a gray image, ITU-R BT.601.
-_LUMA = (0.299, 0.587, 0.114)
 # Side of squares for a network that takes any size.
 _NATIVE = 256
 
@@ -110,7 +109,7 @@ class BackbonePrior(FrozenPrior):
     def describe(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, 3, H', W') -> (B, F), (B, F, h, w)."""
         if self.network.channels == 1:
-            image = (image * image.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+            image = luma(image)
         each = torch.split(image, 1) if self._one_by_one else (image,)
         seen = torch.cat([self._seen(one) for one in each])
         if self.mode == "dynamic":

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad, relu
 
+from restorekit.layers import luma
 from restorekit_ptgrm.guidance import Guide, GuidedConvolution, PositionEmbedding, PriorEmbedding, activated
 from restorekit_ptgrm.strips import Strip, Work, row_bytes
 from restorekit_ptgrm.transformer import TransformerBlock
 
 Gate = Literal["paper", "release"]
 RangeMap = Literal["prior", "snr", "sum"]
-
-# Weights of red, green and blue in luma (ITU-R BT.601).
-_LUMA = (0.299, 0.587, 0.114)
 
 
 class ShortRange(nn.Module):
@@ -144,10 +142,7 @@ def signal_to_noise(degraded: Tensor, height: int, width: int) -> Tensor:
     Brightness after a box blur of 5 x 5, divided by what the blur removed; the largest value of each image
     becomes one (Xu et al., SNR-Aware Low-Light Image Enhancement, CVPR 2022).
     """
-    weights = degraded.new_tensor(
-        _LUMA if degraded.shape[1] == 3 else [1 / degraded.shape[1]] * degraded.shape[1]
-    )
-    gray = (degraded * weights[:, None, None]).sum(1, keepdim=True)
+    gray = luma(degraded) if degraded.shape[1] == 3 else degraded.mean(1, keepdim=True)
     mode = "reflect" if min(gray.shape[2:]) > 2 else "replicate"
     blurred = avg_pool2d(pad(gray, (2, 2, 2, 2), mode=mode), 5, 1)
     ratio = blurred / ((gray - blurred).abs() + 1e-4)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from restorekit.analysis.pairs import LUMA, restored
+from restorekit.analysis.pairs import restored
 from restorekit.analysis.walk import Network, check_same, state_of, steady
 from restorekit.errors import ImageError, RestoreKitError
 from restorekit.filters import FilterTable
+from restorekit.layers import luma
 
 Metric = Literal["luma", "release"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -180,7 +181,7 @@ def gradient_map(image: Tensor, metric: Metric = "luma") -> Tensor:
         # OpenCV reads blue first; asked wrongly for gray it gives that channel.
         gray = (image[:, -1:].clamp(0, 1) * 255).round() / 255
     elif image.shape[1] == 3:
-        gray = (image * image.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+        gray = luma(image)
     else:
         gray = image.mean(1, keepdim=True)
     kernel = image.new_tensor([-1.0, 0.0, 1.0])
