@@ -1,22 +1,24 @@
-"""``restorekit faig``: which filters of a network do what. What for is in faiguses.py."""
+"""``restorekit faig``: which filters of a network do what.
+
+What is done with scores alone is in faigscores.py, what they are for in faiguses.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from restorekit.cli import faigoverlap, faigreproduce, faiguses
+from restorekit.cli import faigoverlap, faigreproduce, faigscores, faiguses
 from restorekit.cli.evaluate import recipe_of
 from restorekit.cli.faiginputs import (
     BLIND,
     BackboneName,
     Base,
-    Budget,
     Crop,
     Data,
     Degrade,
@@ -27,7 +29,6 @@ from restorekit.cli.faiginputs import (
     Limit,
     LossName,
     MethodName,
-    OtherBase,
     Output,
     Overwrite,
     Params,
@@ -35,10 +36,7 @@ from restorekit.cli.faiginputs import (
     Raw,
     Resume,
     Rule,
-    Scope,
-    ScoreFile,
     Seed,
-    Share,
     Steps,
     Target,
     Unit,
@@ -48,11 +46,11 @@ from restorekit.cli.faiginputs import (
     kind_name,
     two_networks,
 )
-from restorekit.cli.output import AsJson, Device, note, say, say_json, table
-from restorekit.errors import ConfigError, OutputError, WeightsError
+from restorekit.cli.output import AsJson, Device, note, say, say_json
+from restorekit.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
-    from restorekit.filterscores import FilterScores
+    pass
 
 app = typer.Typer(no_args_is_help=True, help="Find the filters of a network that remove a degradation.")
 
@@ -253,7 +251,7 @@ def _rank(asked: _Request) -> None:
     scores.save(asked.output)
     if partial:
         partial.unlink()
-    facts = _facts(scores)
+    facts = faigscores.facts_of(scores)
     if asked.as_json:
         say_json({"output": str(asked.output), **facts})
         return
@@ -269,134 +267,6 @@ def _rank(asked: _Request) -> None:
 def _partial(output: Path) -> Path:
     """Return where an attribution is kept until it is complete."""
     return output.with_name(f"{output.stem}.partial{output.suffix}")
-
-
-@app.command()
-def join(
-    parts: Annotated[list[Path], typer.Argument(help="Scores that `attribute --part` wrote.")],
-    output: Output,
-    overwrite: Overwrite = False,
-) -> None:
-    """Put together the attributions of parts of the images, made by other processes or machines."""
-    from restorekit.analysis.joining import joined
-    from restorekit.analysis.result import FAIGResult
-
-    check_free(output, overwrite)
-    whole = joined([FAIGResult.load(path) for path in parts])
-    whole.save(output)
-    say(f"{whole.label}: {whole.images} images, completeness error {whole.completeness.error:.2%}")
-    say(str(output))
-
-
-@app.command()
-def contrast(
-    scores: ScoreFile,
-    others: Annotated[list[Path], typer.Argument(help="Scores of the other degradations.")],
-    output: Output,
-    against: Annotated[Literal["mean", "max"], typer.Option(help="What is made of several others.")] = "mean",
-    shares: Annotated[
-        bool, typer.Option("--shares", help="Compare shares of the sums: degradations cost differently much.")
-    ] = False,
-    weight: Annotated[float, typer.Option(help="How often the others are subtracted.")] = 1.0,
-    other_base: OtherBase = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """Subtract the scores of other degradations, which leaves what is special to one."""
-    from restorekit.filterscores import FilterScores
-
-    check_free(output, overwrite)
-    first, *rest = (FilterScores.load(path) for path in (scores, *others))
-    special = first.minus(*rest, against=against, shares=shares, weight=weight, other_base=other_base)
-    say(str(special.save(output)))
-
-
-@app.command()
-def inspect(
-    scores: ScoreFile,
-    ratio: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Share of the filters that is chosen.", show_default="0.01, or a single filter"
-        ),
-    ] = None,
-    budget: Budget = "filters",
-    scope: Scope = "network",
-    share: Share = 1.0,
-    layers: Annotated[int, typer.Option(min=0, help="How many layers to show; 0 for all.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Show what a file of scores says: facts, and the share of each layer."""
-    from restorekit.filterscores import FilterScores, least_ratio
-
-    found = FilterScores.load(scores)
-    facts = _facts(found)
-    if ratio is None:
-        # A small network shows its facts too, where a hundredth of it is nothing.
-        ratio = max(0.01, least_ratio(found.table, found.values, budget=budget, scope=scope))
-    sums = {name: float(part.clamp(min=0).sum()) for name, part in found.table.split(found.values).items()}
-    whole = sum(sums.values()) or 1.0
-    chosen = found.table.chosen(found.top(ratio, budget=budget, scope=scope, share=share))
-    rows = {
-        tensor.name: {
-            "filters": tensor.count,
-            "size": tensor.size,
-            "share": sums[tensor.name] / whole,
-            "chosen": len(chosen.get(tensor.name, ())),
-        }
-        for tensor in found.table
-    }
-    if as_json:
-        say_json({**facts, "ratio": ratio, "layers": rows})
-        return
-    say(f"{found.label} by {found.method}: {len(found.table)} filters, unit {found.table.unit}")
-    say(f"base {found.base[:16]}, target {found.target[:16] or 'none'}")
-    for key, value in found.details.items():
-        if not isinstance(value, dict):
-            say(f"{key} {value}")
-    if "completeness" in facts:
-        parts = facts["completeness"]
-        say(
-            f"completeness error {parts['error']:.2%}, {parts['unattributed']:.1%} of the change not in"
-            " filters"
-        )
-    shown = sorted(rows, key=lambda name: -rows[name]["share"])[:layers] if layers else list(rows)
-    widest = max(rows[name]["share"] for name in shown) or 1.0
-    cells: list[tuple[str, ...]] = [
-        (
-            name,
-            str(rows[name]["filters"]),
-            str(rows[name]["chosen"]),
-            f"{rows[name]['share']:.1%}",
-            "█" * round(24 * rows[name]["share"] / widest),
-        )
-        for name in shown
-    ]
-    say(table(cells, ("LAYER", "FILTERS", f"TOP {ratio:.3g}", "SHARE", "")))
-
-
-def _facts(scores: FilterScores) -> dict[str, Any]:
-    from restorekit.analysis.result import Completeness
-
-    details = dict(scores.details)
-    if "completeness" in details:
-        try:
-            parts = Completeness(**details["completeness"])
-        except TypeError as error:
-            raise WeightsError(
-                f"the completeness of {scores.label} is damaged: {error}",
-                "make the scores again with `restorekit faig`",
-            ) from error
-        details["completeness"] = {**asdict(parts), "unattributed": parts.unattributed}
-    return {
-        "label": scores.label,
-        "method": scores.method,
-        "unit": scores.table.unit,
-        "filters": len(scores.table),
-        "parameters": scores.table.parameters,
-        "base": scores.base,
-        "target": scores.target,
-        **details,
-    }
 
 
 def _whole(text: str) -> int:
@@ -429,6 +299,9 @@ def _progress(label: str, method: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
+app.command("join")(faigscores.join)
+app.command("contrast")(faigscores.contrast)
+app.command("inspect")(faigscores.inspect)
 app.command("mask-drop")(faiguses.mask_drop)
 app.command("retrain")(faiguses.retrain)
 app.command("modulate")(faiguses.modulate)
