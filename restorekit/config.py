@@ -246,16 +246,15 @@ def check(kind: type[SpecT], document: object, source: str) -> SpecT:
         first = error.errors(include_url=False)[0]
         path = _path(first["loc"])
         given = "" if first["type"] in ("unknown_key", "step", "missing") else f", found {first['input']!r}"
-        raise ConfigError(
-            f"{source}: {path}" if path else source,
-            first["msg"][:1].lower() + first["msg"][1:] + given,
-            _hint(first),
-        ) from error
+        what = "is missing" if first["type"] == "missing" else first["msg"][:1].lower() + first["msg"][1:]
+        raise ConfigError(f"{source}: {path}" if path else source, what + given, _hint(first)) from error
 
 
 def _hint(fault: ErrorDetails) -> str:
     """Return how to mend what pydantic found."""
     context = fault.get("ctx", {})
+    if fault["type"] == "missing":
+        return f"write it there, as {fault['loc'][-1]}: ..."
     if fault["type"] in ("tuple_type", "list_type"):
         return f"write a list, as [{fault['input']}]"
     if fault["type"] == "literal_error":

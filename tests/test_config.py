@@ -54,16 +54,16 @@ def test_unknown_key_far_from_all_lists_what_is_allowed():
     ("document", "where", "says"),
     [
         ([], "p.yaml", "expected a mapping"),
-        ({}, "p.yaml: steps", "field required"),
+        ({}, "p.yaml: steps", "is missing"),
         ({"steps": []}, "p.yaml: steps", "at least 1"),
         ({"steps": ["median"]}, "p.yaml: steps[0]", "exactly one verb"),
         ({"steps": [{"restor": "median"}]}, "p.yaml: steps[0]", "exactly one verb"),
         ({"steps": [{"restore": "a", "refine": "b"}]}, "p.yaml: steps[0]", "exactly one verb"),
         ({"steps": [3]}, "p.yaml: steps[0]", ""),
-        ({"steps": [{"restore": {"params": {}}}]}, "p.yaml: steps[0].restore.name", "field required"),
+        ({"steps": [{"restore": {"params": {}}}]}, "p.yaml: steps[0].restore.name", "is missing"),
         ({"steps": [{"restore": {"name": "a", "params": 3}}]}, "p.yaml: steps[0].restore.params", "found 3"),
-        ({"steps": [{"refine": {"name": "a"}}]}, "p.yaml: steps[0].refine.prior", "field required"),
-        ({"steps": [{"refine": "a"}]}, "p.yaml: steps[0].refine.prior", "field required"),
+        ({"steps": [{"refine": {"name": "a"}}]}, "p.yaml: steps[0].refine.prior", "is missing"),
+        ({"steps": [{"refine": "a"}]}, "p.yaml: steps[0].refine.prior", "is missing"),
         ({"steps": [{"restore": "a"}], "tile": "big"}, "p.yaml: tile.size", "expected auto or a number"),
         (
             {"steps": [{"restore": "a"}], "tile": {"size": -4}},
@@ -77,6 +77,10 @@ def test_wrong_documents_are_refused_with_the_path_of_what_is_wrong(document, wh
     error = refused(document)
     assert error.where == where
     assert says in error.message
+
+
+def test_what_is_missing_is_shown_as_it_is_written():
+    assert refused({"steps": [{"refine": "a"}]}).hint == "write it there, as prior: ..."
 
 
 def test_tile_has_a_short_form():
