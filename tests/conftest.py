@@ -115,3 +115,17 @@ def photo(tmp_path):
     levels = np.random.default_rng(0).integers(0, 256, (24, 31, 3), dtype=np.uint8)
     PIL.Image.fromarray(levels).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Return a folder with all that the commands of ``faig`` ask for; nobody writes into it."""
+    from faig_cases import furnish
+
+    return furnish(tmp_path_factory.mktemp("faig"))
+
+
+@pytest.fixture
+def nets(site):
+    """Return the options that name both networks there."""
+    return "--base", site / "base.safetensors", "--target", site / "target.safetensors"

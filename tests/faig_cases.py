@@ -60,7 +60,3 @@ def furnish(folder):
     for label, scores in contrasted(found).items():
         scores.save(folder / f"{label}.safetensors")
     return folder
-
-
-def networks_of(site):
-    return "--base", site / "base.safetensors", "--target", site / "target.safetensors"

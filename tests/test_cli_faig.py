@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from analysis_cases import toy
-from faig_cases import RECIPES, furnish, networks_of, write
+from faig_cases import RECIPES, write
 from safetensors.torch import load_file, save_file
 
 from restorekit.analysis import FAIGResult, attribute
@@ -19,16 +19,6 @@ from restorekit.errors import ImageError
 from restorekit.filters import FilterTable
 from restorekit.filterscores import FilterScores
 from restorekit.registry import backbones
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return furnish(tmp_path_factory.mktemp("faig"))
-
-
-@pytest.fixture
-def nets(site):
-    return networks_of(site)
 
 
 def test_an_attribution_is_that_of_the_library(run, site, nets, tmp_path):

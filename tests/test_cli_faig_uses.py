@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 from analysis_cases import toy
-from faig_cases import RECIPES, furnish, networks_of, size, to_tensor
+from faig_cases import RECIPES, size, to_tensor
 from safetensors.torch import load_file, save_file
 
 from restorekit.analysis.images import FilePairs
@@ -20,16 +20,6 @@ from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.filterscores import FilterScores, select
 from restorekit.registry import backbones
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    return furnish(tmp_path_factory.mktemp("faig"))
-
-
-@pytest.fixture
-def nets(site):
-    return networks_of(site)
 
 
 def test_mask_drop_tells_discovered_filters_from_random_ones(run, site, nets):

@@ -2,28 +2,22 @@
 
 import json
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from torch import nn
 from training_cases import install, write_pairs, write_photographs
 from typer.testing import CliRunner
 
 from restorekit.cli import app
-from restorekit.config import check, read_yaml, with_settings
-from restorekit.contracts import Backbone, Prior, PriorFeatures
+from restorekit.config import check, with_settings
 from restorekit.errors import ConfigError, RestoreKitError, TrainingError
-from restorekit.experiments.compute import cost_of
 from restorekit.experiments.jobs import Later, Measurement, Training, run_all
 from restorekit.experiments.refined import RefinedExperiment
 from restorekit.experiments.refinedspec import RefinedSpec
-from restorekit.experiments.table import Repeated, compared
-from restorekit.registry import backbones, refiners
+from restorekit.registry import backbones
 from restorekit.training.folder import read_run
-from restorekit.training.trainee import RefinerTrainee
 from restorekit.weights import read_tensors
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "refine"
@@ -274,47 +268,6 @@ def test_a_task_without_the_row_that_says_nothing_compares_with_none(document, m
         experiment(document, made[0], rows=rows)
 
 
-def test_gains_are_over_the_means_and_deviations_are_of_the_sample():
-    def figures(light, strong):
-        return {
-            "15": {"psnr": light, "ssim": 0.9},
-            "50": {"psnr": strong, "ssim": 0.7 if strong is None else strong / 40},
-        }
-
-    lines = [
-        Repeated("degraded", {0: figures(24.0, 14.0)}, seeded=False),
-        Repeated("alone", {0: figures(30.0, 24.0)}, seeded=False),
-        Repeated("longer", {0: figures(31.0, 25.0), 1: figures(31.0, 26.0)}),
-        Repeated("ours", {0: figures(32.0, 26.0), 1: figures(31.0, 25.0), 2: {"15": {"psnr": 99}}}, 1234),
-        Repeated("to come", {}),
-    ]
-    table = compared(lines, ["15", "50"], {"over alone": "alone", "over longer": "longer"})
-    # 29 and 28 have the mean 28.5 and the deviation 1 / sqrt(2); longer has the mean 28.25.
-    assert table.splitlines()[2:] == [
-        "| degraded | 24.00 | 14.00 | 19.00 | 0.6250 |  |  |  |  |",
-        "| alone | 30.00 | 24.00 | 27.00 | 0.7500 |  |  |  |  |",
-        "| longer | 31.00 ± 0.00 | 25.50 ± 0.71 | 28.25 ± 0.35 | 0.7688 ± 0.0088 | +1.25 |  |  | 2 |",
-        "| ours | 31.50 ± 0.71 | 25.50 ± 0.71 | 28.50 ± 0.71 | 0.7688 ± 0.0088 | +1.50 | +0.25 | 1,234 | 2 |",
-        "| to come |  |  |  |  |  |  |  | 0 |",
-    ]
-    apart = compared([*lines[:3], replace(lines[3], unlike=["longer"])], ["15"], {"over longer": "longer"})
-    assert apart.splitlines()[-1].endswith("| 0.9000 ± 0.0000 |  | 1,234 | 3 |")
-    blind = Repeated("blind", {0: figures(31.98, 26.0), 1: figures(30.96, 25.0)})
-    told = replace(lines[3], instead={0: figures(31.98, 26.0), 1: figures(31.0, 25.0)})
-    told = replace(told, silent="blind")
-    paired = compared([lines[1], told, blind], ["15", "50"], {}).splitlines()
-    assert (
-        paired[0]
-        == "|  | 15 | 50 | average | SSIM | over silent | prior's mean instead | parameters added | seeds |"
-    )
-    # Seed by seed 0.01 and 0.02 are gained over the blind one, and 0.01 and nothing lost with the mean.
-    assert paired[2].endswith("| 0.7500 |  |  |  |  |")
-    assert paired[3].endswith("| +0.015 ± 0.007 | -0.005 ± 0.007 | 1,234 | 2 |")
-    assert paired[4].endswith("|  |  |  | 2 |")
-    single = compared(lines[:2], ["15"], {"over alone": "alone"}).splitlines()
-    assert single[0] == "|  | 15 | SSIM | over alone | parameters added | seeds |"
-
-
 def test_rows_begin_from_nothing_where_that_is_asked_for(document, tmp_path):
     kept, fresh = (
         {job.name: job for job in experiment(document, tmp_path, task="noise", fresh=wanted).jobs()}
@@ -342,41 +295,6 @@ def test_rows_that_began_from_nothing_are_made_and_say_so(document, tmp_path):
     assert read_run(tmp_path / "noise" / "longer-0").spec.backbone.weights is None
 
 
-class Seeing(Prior):
-    """A convolution, and its mean."""
-
-    features = 3
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, image):
-        return PriorFeatures(self.conv(image).mean((2, 3)))
-
-
-def test_trained_parts_cost_three_times_their_forward_pass_and_a_prior_once(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(install(tmp_path)))
-    parts = refiners["touch"].load()(3), Seeing(), backbones["learner"].load()()
-    # Multiplications and additions: a convolution of 3 x 3, one of 1 x 1, and a layer; of 3 channels all.
-    backbone, prior, refiner = (2 * 3 * count for count in (27 * 16**2, 3 * 16**2, 3 * 16**2 + 3))
-    joint = cost_of(RefinerTrainee(*parts, joint=True), 16)
-    assert (joint.refined, joint.alone) == (3 * (backbone + refiner) + prior, 3 * backbone)
-    frozen = cost_of(RefinerTrainee(*parts), 16)
-    assert (frozen.refined, frozen.alone) == (backbone + 3 * refiner + prior, 3 * backbone)
-
-
-class Sparing(Backbone):
-    """Takes a way of fewer operations where nothing is to be learned."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 3, padding=1)
-
-    def forward(self, degraded):
-        return self.conv(degraded) if torch.is_grad_enabled() else degraded * self.conv.weight.mean()
-
-
 def test_rows_go_on_from_weights_that_the_backbone_has(place, document, tmp_path):
     weights = str(place / "prior.pth")
     given = {**document, "backbone": {**document["backbone"], "weights": weights}}
@@ -395,12 +313,6 @@ def test_rows_go_on_from_weights_that_the_backbone_has(place, document, tmp_path
         "eyes": weights,
     }
     assert f"The backbone: nafnet, weights `{weights}`. From these on: 2 steps" in kept.made().tables["noise"]
-
-
-def test_compute_is_that_of_training(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(install(tmp_path)))
-    cost = cost_of(RefinerTrainee(refiners["touch"].load()(3), Seeing(), Sparing(), joint=True), 16)
-    assert cost.alone == 3 * 2 * 3 * 27 * 16**2
 
 
 @pytest.mark.parametrize(
@@ -489,38 +401,3 @@ def test_a_frozen_backbone_is_that_of_the_base(document, tmp_path):
     reports = frozen.made().facts["tasks"]["noise"]["rows"]["eyes"][0]
     assert str(tmp_path / "noise" / "base" / "weights.safetensors") in reports["sigma 10"]["weights_sha256"]
     assert "2 steps of the refiner alone" in frozen.made().tables["noise"]
-
-
-@pytest.mark.parametrize(
-    ("name", "tasks"),
-    [
-        ("ptgrm", 3),
-        ("ptgrm-known-light", 1),
-        ("ptgrm-trust", 1),
-        ("ptgrm-long", 2),
-        ("ptgrm-frozen", 2),
-        ("ptgrm-trained", 1),
-        ("ptgrm-scenes", 1),
-        ("ptgrm-joint", 1),
-    ],
-)
-def test_our_own_experiments_are_sound(place, tmp_path, name, tasks):
-    file = CONFIGS / f"{name}.yaml"
-    spec = check(RefinedSpec, read_yaml(file), file.name)
-    settings = [f"tasks.{task}.data={place / 'photographs'}" for task in spec.tasks]
-    spec = check(RefinedSpec, with_settings(read_yaml(file), settings), file.name)
-    jobs = RefinedExperiment(spec, tmp_path).jobs()
-    names = [job.name for job in jobs]
-    assert len(set(names)) == len(names) and len([*spec.tasks]) == tasks
-    for title, row in spec.rows.items():
-        # Patches and whole images are shown to it alike, but in the row that asks what else would do.
-        alike = row.prior.name == "backbone" or row.prior.params["mode"] == "dynamic"
-        assert alike != (title == "squashed")
-    for task in spec.tasks.values():
-        # Test images are clipped and rounded, so those of the training are.
-        assert task.degradation.model_dump()["chain"][-1]["name"] == "quantisation"
-    for job in jobs:
-        if isinstance(job, Training):
-            replace(job, trial=None).check()
-    page = (CONFIGS.parents[1] / "docs" / "ptgrm.md").read_text()
-    assert all(f"<!-- {name}-{task}: begin -->" in page for task in spec.tasks)

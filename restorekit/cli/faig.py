@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,9 +48,6 @@ from restorekit.cli.faiginputs import (
 )
 from restorekit.cli.output import AsJson, Device, note, say, say_json
 from restorekit.errors import ConfigError, OutputError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(no_args_is_help=True, help="Find the filters of a network that remove a degradation.")
 
