@@ -3,22 +3,18 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from training_cases import install, spec_for, write_photographs
 
-from restorekit.config import PipelineSpec, check, read_yaml
+from restorekit.config import PipelineSpec, check
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError, TrainingError, UnknownComponentError
-from restorekit.experiments.adaptive import Experiment
 from restorekit.experiments.jobs import Measurement, Training, run_all
 from restorekit.experiments.spec import AdaptiveSpec
 from restorekit.experiments.table import Line, markdown, read_reports
 from restorekit.weights import read_tensors
-
-CONFIGS = Path(__file__).parents[1] / "configs" / "adapt"
 
 
 @pytest.fixture(scope="module")
@@ -164,17 +160,6 @@ def test_a_wrong_key_of_a_stage_is_named_with_its_stage(photographs):
     spec = adaptive(photographs, deltas={"stagse": []})
     with pytest.raises(ConfigError, match="deltas: unknown key 'stagse'"):
         spec.run("deltas", backbone="learner")
-
-
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_our_own_experiments_are_sound(file, tmp_path):
-    experiment = Experiment(check(AdaptiveSpec, read_yaml(file), file.name), tmp_path)
-    jobs = experiment.jobs()
-    names = [job.name for job in jobs]
-    assert len(set(names)) == len(names)
-    for job in jobs:
-        if not isinstance(job, Measurement):
-            job.check()
 
 
 @pytest.mark.parametrize(

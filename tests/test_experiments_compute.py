@@ -2,25 +2,12 @@
 
 import torch
 from torch import nn
-from training_cases import install
+from training_cases import Seeing, install
 
-from restorekit.contracts import Backbone, Prior, PriorFeatures
+from restorekit.contracts import Backbone
 from restorekit.experiments.compute import cost_of
 from restorekit.registry import backbones, refiners
 from restorekit.training.trainee import RefinerTrainee
-
-
-class Seeing(Prior):
-    """A convolution, and its mean."""
-
-    features = 3
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 3, 1)
-
-    def forward(self, image):
-        return PriorFeatures(self.conv(image).mean((2, 3)))
 
 
 class Sparing(Backbone):

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_experiments_refined import Seeing
-from training_cases import FIXTURES, document, install, pairs_of, photograph, source_of, write_pairs
+from training_cases import FIXTURES, Seeing, document, install, pairs_of, photograph, source_of, write_pairs
 
 from restorekit.config import check
 from restorekit.degradations.spec import RecipeSpec

@@ -1,5 +1,7 @@
 """What the tests of training share: components that learn within seconds, photographs, a config."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,19 @@ class Edges(Prior):
         return PriorFeatures(image.mean((2, 3)), image[..., 1:] - image[..., :-1], 1)
 
 
+class Seeing(Prior):
+    """A convolution, and its mean."""
+
+    features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, image):
+        return PriorFeatures(self.conv(image).mean((2, 3)))
+
+
 class Deaf(Edges):
     """Passes no gradient on."""
 
@@ -155,6 +170,13 @@ def photograph(seed, width=192, height=160):
     """Return a smooth image that differs for every seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def need_photographs(*folders):
+    """Skip the test where photographs of a config are not here."""
+    missing = [str(folder) for folder in folders if not Path(folder).is_dir()]
+    if missing:
+        pytest.skip(f"the photographs of the config are not here: {missing[0]}")
 
 
 def write_photographs(folder, count=4):
