@@ -11,7 +11,7 @@ import pytest
 import yaml
 from training_cases import write_photographs
 
-from restorekit.analysis.experiment import ExperimentSpec
+from restorekit.analysis.experiment import LABELS, ExperimentSpec
 from restorekit.analysis.page import render
 from restorekit.analysis.published import MASKING, METHODS, RETRAINING, SHARES_METHOD
 from restorekit.analysis.reproduce import reproduce, summary
@@ -118,6 +118,22 @@ def test_faig_in_shares_is_a_column_of_its_own(photographs, tmp_path):
     cells = {line.count("|") for line in page.splitlines() if line.startswith("| ") and "ry, " in line}
     assert cells == {7}
     assert "less 2 times that of the other degradation" in page
+
+
+def test_masking_says_the_weight_of_shares(photographs, tmp_path):
+    changes = {"seeds": [0, 1], "shares_weight": "masking", "shared_baseline": True}
+    spec = ExperimentSpec.model_validate(document(photographs, tmp_path / "cache", **changes))
+    results = reproduce(spec, tmp_path / "run", "cpu")
+    weights = [own["weights"] for own in results["seeds"].values()]
+    assert all(1 <= weight <= 8 for own in weights for weight in own.values())
+    said = "; ".join(f"{label} {', '.join(f'{own[label]:g}' for own in weights)}" for label in LABELS)
+    assert f"as masking the images of discovery says (by seed, times: {said}) that of" in render(
+        spec, results
+    )
+    kept = tmp_path / "run" / "seed-1" / "scores" / f"{SHARES_METHOD}-noise.safetensors"
+    before = kept.stat().st_mtime_ns
+    assert reproduce(spec, tmp_path / "run", "cpu", resume=True) == results
+    assert kept.stat().st_mtime_ns == before
 
 
 def test_networks_are_trained_as_the_file_says(experiment):

@@ -63,10 +63,10 @@ class ExperimentSpec(Spec):
     baseline: FitSpec
     target: FitSpec
     discovery: ImagesSpec = ImagesSpec()
-    shares_weight: float = Field(
-        default=0,
-        ge=0,
-        description="adds a column: FAIG contrasted in shares, the other's subtracted so often; 0 for none",
+    shares_weight: Annotated[float, Field(ge=0)] | Literal["masking"] = Field(
+        default=0.0,
+        description="adds a column: FAIG contrasted in shares, the other's subtracted so often; 0 for none,"
+        " masking for as often as masking the images of discovery says, for each network",
     )
     steps: int | Literal["auto"] = Field(default=100, description="gradients for each image of discovery")
     rule: Literal["mid", "left"] = "left"

@@ -42,7 +42,7 @@ def render(spec: ExperimentSpec, results: Mapping[str, Any], pictures: str = "")
     found = results["summary"]
     parts = [
         _setting(spec, results),
-        _masking(spec, found["masking"]["release"]),
+        _masking(spec, found["masking"]["release"], results["seeds"]),
         _retraining(spec, found),
         _overlap(spec, found["overlap"]),
         _distribution(found["distribution"], spec),
@@ -112,7 +112,7 @@ def _setting(spec: ExperimentSpec, results: Mapping[str, Any]) -> str:
     )
 
 
-def _masking(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
+def _masking(spec: ExperimentSpec, found: Mapping[str, Any], seeds: Mapping[str, Any]) -> str:
     lines = [
         "**Masking.** The baseline's filters put into the target: mean squared change of gradient maps of the"
         " output, in thousandths, metric of the release. Rows: input, and what the filters were discovered"
@@ -136,9 +136,18 @@ def _masking(spec: ExperimentSpec, found: Mapping[str, Any]) -> str:
     if spec.shares_weight:
         lines.append(
             "In shares, ours: each filter's share of the sum of its scores, less"
-            f" {spec.shares_weight:g} times that of the other degradation."
+            f" {_weights(spec, seeds)} that of the other degradation."
         )
     return "\n".join(lines)
+
+
+def _weights(spec: ExperimentSpec, seeds: Mapping[str, Any]) -> str:
+    """Return how often the other degradation was subtracted, in words."""
+    if spec.shares_weight != "masking":
+        return f"{spec.shares_weight:g} times"
+    found = [own["weights"] for own in seeds.values()]
+    each = "; ".join(f"{label} {', '.join(f'{own[label]:g}' for own in found)}" for label in LABELS)
+    return f"as often as masking the images of discovery says (by seed, times: {each})"
 
 
 def _retraining(spec: ExperimentSpec, summary: Mapping[str, Any]) -> str:

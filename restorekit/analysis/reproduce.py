@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from restorekit.analysis.protocols import (
     ImageScorer,
     distribution_map,
     distributions,
+    eliminated,
     fit_overlap,
     mask_drops,
     modulate,
@@ -174,6 +176,10 @@ class _Seed:
                 "blur-order", lambda: {"psnr": blur_order(spec, self.scale, galleries["evaluation"])}
             ),
         }
+        if spec.shares_weight == "masking":
+            figures["weights"] = {
+                label: one.details["minus"]["weight"] for label, one in rankings[SHARES_METHOD].items()
+            }
         self._strip(base, target, rankings, galleries["drawn"])
         return figures
 
@@ -232,10 +238,34 @@ class _Seed:
                 own[label].check_base(base.state_dict(), f"the baseline of {self.folder}")
         # Only FAIG eliminates what matters for both; the others rank as they were compared in the paper.
         rankings = {**found, "faig": contrasted(found["faig"])}
-        if self.spec.shares_weight:
-            weight = self.spec.shares_weight
+        weight = self.spec.shares_weight
+        if weight == "masking":
+            rankings[SHARES_METHOD] = self._eliminated(base, target, found["faig"], images)
+        elif weight:
             rankings[SHARES_METHOD] = contrasted(found["faig"], shares=True, weight=weight)
         return rankings
+
+    def _eliminated(
+        self, base: Backbone, target: Backbone, found: Mapping[str, FilterScores], images: Gallery
+    ) -> dict[str, FilterScores]:
+        """Return FAIG in shares, by the weights that masking says; they are kept with the scores."""
+        folder = self.folder / "scores"
+        paths = {label: folder / f"{SHARES_METHOD}-{label}.safetensors" for label in LABELS}
+        if not all(path.exists() for path in paths.values()):
+            shown = {label: [pair.degraded for pair in self._inputs(label, images)] for label in LABELS}
+            total, steps = sum(map(len, shown.values())), count(1)
+
+            def report() -> None:
+                self.progress(f"seed {self.seed}: weights of shares", next(steps), total)
+
+            ratios = self.spec.ratios
+            own = eliminated(target, base, found, shown, ratios=ratios, metric="release", progress=report)
+            for label, path in paths.items():
+                own[label].save(path)
+        kept = {label: FilterScores.load(path) for label, path in paths.items()}
+        for scores in kept.values():
+            scores.check_base(base.state_dict(), f"the baseline of {self.folder}")
+        return kept
 
     def _rank(
         self, method: str, label: str, base: Backbone, target: Backbone, pairs: Sequence[Pair], path: Path

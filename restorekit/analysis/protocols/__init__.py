@@ -1,7 +1,7 @@
 """What discovered filters are good for, one experiment of the FAIG paper a file.
 
 They take any list of filters, whatever ranked it; ``substitution`` makes the networks between two networks
-that the others run. Nothing here ranks.
+that the others run. Nothing here ranks, but that ``elimination`` chooses between contrasts by masking.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from restorekit.lazy import on_first_use
 
 if TYPE_CHECKING:
     from restorekit.analysis.protocols.distribution import Distribution, distribution_map, distributions
+    from restorekit.analysis.protocols.elimination import eliminated
     from restorekit.analysis.protocols.modulation import SHARES, modulate, strip
     from restorekit.analysis.protocols.overlap import ImageScorer, OverlapClassifier, fit_overlap
     from restorekit.analysis.protocols.retraining import retrain
@@ -26,6 +27,7 @@ _HOMES = {
     "blended": "substitution",
     "distribution_map": "distribution",
     "distributions": "distribution",
+    "eliminated": "elimination",
     "fit_overlap": "overlap",
     "gradient_map": "substitution",
     "mask_drop": "substitution",
@@ -44,6 +46,7 @@ __all__ = [
     "blended",
     "distribution_map",
     "distributions",
+    "eliminated",
     "fit_overlap",
     "gradient_map",
     "mask_drop",
