@@ -30,7 +30,7 @@ def discovered():
     return base, target, found, shown
 
 
-def costs(discovered, label, scores, shown, ratio):
+def costs(discovered, scores, shown, ratio):
     base, target, _, images = discovered
     filters = scores.top(ratio, budget="filters")
     return mask_drop(target, base, scores.table, filters, images[shown]).mean
@@ -53,14 +53,14 @@ def test_the_weight_is_that_of_the_rule(discovered, limit):
     for label, other in (("stripes", "noise"), ("noise", "stripes")):
         harm = {
             weight: max(
-                costs(discovered, label, scores[label], other, ratio)
-                / costs(discovered, other, choices[0][other], other, ratio)
+                costs(discovered, scores[label], other, ratio)
+                / costs(discovered, choices[0][other], other, ratio)
                 for ratio in RATIOS
             )
             for weight, scores in choices.items()
         }
         worth = {
-            weight: math.prod(costs(discovered, label, scores[label], label, ratio) for ratio in RATIOS)
+            weight: math.prod(costs(discovered, scores[label], label, ratio) for ratio in RATIOS)
             for weight, scores in choices.items()
         }
         chosen = weight_of(own[label])
