@@ -14,7 +14,7 @@ from faig_cases import RECIPES, size, to_tensor
 from safetensors.torch import load_file, save_file
 
 from restorekit.analysis.images import FilePairs
-from restorekit.analysis.protocols import ImageScorer, mask_drop, modulate, strip
+from restorekit.analysis.protocols import ImageScorer, eliminated, mask_drop, modulate, strip
 from restorekit.catalog import COMPONENT_KEY, PARAMS_KEY
 from restorekit.datasets import find
 from restorekit.degradations.spec import RecipeSpec
@@ -108,6 +108,56 @@ def test_overlap_names_degradations(run, site, nets):
     assert facts["accuracy"]["noise"] >= 0.8 and facts["tested"] == 5
     (named,) = facts["images"].values()
     assert "noise" in named["degradations"] and named["overlaps"]["noise"] > facts["thresholds"]["noise"]
+
+
+@pytest.fixture
+def eliminating(site, nets):
+    """What ``eliminate`` needs beside scores, at its least."""
+    recipes = ("--degrade", f"noise={site / 'noise.yaml'}", "--degrade", f"blur={site / 'blur.yaml'}")
+    return (*nets, "--data", site / "clean", *recipes, "--limit", 2)
+
+
+def test_eliminate_subtracts_as_often_as_masking_says(run, site, eliminating, tmp_path):
+    raw = {label: site / f"raw-{label}.safetensors" for label in RECIPES}
+    numbers = ("--ratio", 0.05, "--weight", 2, "--weight", 4, "--allowed", 0.5, "--json")
+    code, out, err = run("faig", "eliminate", *raw.values(), *eliminating, *numbers, "-o", tmp_path / "own")
+    assert code == 0, err
+    facts = json.loads(out)
+    scores = {label: FilterScores.load(path) for label, path in raw.items()}
+    networks = toy()
+    shown = {}
+    for label in RECIPES:
+        recipe = RecipeSpec.model_validate(
+            {"name": "gaussian", "sigma": 38} if label == "noise" else {"name": "gaussian_blur", "std": 1}
+        )
+        pairs = FilePairs.of(find(site / "clean"), networks[1], recipe, limit=2)
+        shown[label] = [pair.degraded for pair in pairs]
+    rule = {"ratios": (0.05,), "weights": (2.0, 4.0), "limit": 0.5}
+    expected = eliminated(networks[1], networks[0], scores, shown, **rule)
+    for label in RECIPES:
+        written = FilterScores.load(tmp_path / "own" / f"{label}.safetensors")
+        assert torch.equal(written.values, expected[label].values) and written.label == label
+        assert facts[label]["weight"] == expected[label].details["minus"]["weight"]
+    code, out, err = run("faig", "eliminate", *raw.values(), *eliminating, *numbers, "-o", tmp_path / "own")
+    assert code == 2 and not out and "exists" in err and "--overwrite" in err
+    again = (*numbers[:-1], "--overwrite", "-o", tmp_path / "own")
+    code, out, err = run("faig", "eliminate", *raw.values(), *eliminating, *again)
+    assert code == 0 and "TIMES" in out and str(tmp_path / "own" / "noise.safetensors") in out
+
+
+def test_eliminate_refuses_what_it_cannot_contrast(run, site, eliminating, tmp_path):
+    own, noise, blur = ("-o", tmp_path / "own"), site / "raw-noise.safetensors", site / "raw-blur.safetensors"
+    contrasted = site / "blur.safetensors"
+    for words, said in (
+        ((noise, contrasted, *eliminating), f"{contrasted}: its scores are contrasted already"),
+        ((noise, *eliminating), "labels are noise, blur, the scores are of noise"),
+        ((noise, noise, *eliminating), "are both scores of noise"),
+        ((noise, blur, *eliminating, "--ratio", 0.0001), "is less than one filter"),
+        ((noise, blur, *eliminating, "--allowed", 0), "nothing to choose from"),
+    ):
+        code, out, err = run("faig", "eliminate", *words, *own)
+        assert code == 2 and not out and said in err, err
+        assert not list(tmp_path.rglob("*.safetensors"))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from restorekit.cli import faigoverlap, faigreproduce, faigscores, faiguses
+from restorekit.cli import faigeliminate, faigoverlap, faigreproduce, faigscores, faiguses
 from restorekit.cli.evaluate import recipe_of
 from restorekit.cli.faiginputs import (
     BLIND,
@@ -298,6 +298,7 @@ def _progress(label: str, method: str) -> Iterator[Callable[[int, int], None]]:
 
 app.command("join")(faigscores.join)
 app.command("contrast")(faigscores.contrast)
+app.command("eliminate")(faigeliminate.eliminate)
 app.command("inspect")(faigscores.inspect)
 app.command("mask-drop")(faiguses.mask_drop)
 app.command("retrain")(faiguses.retrain)

@@ -42,6 +42,9 @@ Degrade = Annotated[
     str | None,
     typer.Option("--degrade", help="Degrade clean images by KIND, KIND/STRENGTH or a recipe in a YAML file."),
 ]
+Recipes = Annotated[
+    list[str], typer.Option("--degrade", help="LABEL=RECIPE for each label of the scores; repeat it.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of all that is random, with a file's name.")]
 Crop = Annotated[int, typer.Option(min=0, help="Take the middle of each image: pixels of the degraded one.")]
 PartOf = Annotated[
@@ -114,6 +117,16 @@ def labelled(text: str) -> tuple[str, RecipeSpec]:
             "--degrade", f"{text!r} has no label", "write LABEL=RECIPE, as noise=gaussian/severe"
         )
     return label, recipe_of(recipe)
+
+
+def recipes_of(texts: Sequence[str]) -> dict[str, RecipeSpec]:
+    """Read LABEL=RECIPE of each label."""
+    recipes: dict[str, RecipeSpec] = {}
+    for label, recipe in map(labelled, texts):
+        if label in recipes:
+            raise ConfigError("--degrade", f"{label} stands there twice", "give one recipe for each label")
+        recipes[label] = recipe
+    return recipes
 
 
 def find_dataset(data: Path, layout: str | None, recipe: RecipeSpec | None) -> Dataset:
@@ -198,6 +211,20 @@ def read_scores(paths: Sequence[Path], base: Backbone, other_base: bool) -> list
                 "give the base that they were made from, in the same precision, or add --other-base",
             )
     return read
+
+
+def by_label(paths: Sequence[Path], read: Sequence[FilterScores], command: str) -> dict[str, FilterScores]:
+    """Return scores by what they are of; refuse two of one degradation."""
+    homes: dict[str, Path] = {}
+    for path, one in zip(paths, read, strict=True):
+        if one.label in homes:
+            raise ConfigError(
+                command,
+                f"{homes[one.label]} and {path} are both scores of {one.label}",
+                "give one file for each degradation; another name is given by attribute --label",
+            )
+        homes[one.label] = path
+    return {one.label: one for one in read}
 
 
 def save_picture(picture: PIL.Image.Image, path: Path, overwrite: bool, quiet: bool = False) -> None:

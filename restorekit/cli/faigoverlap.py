@@ -16,21 +16,22 @@ from restorekit.cli.faiginputs import (
     OtherBase,
     Params,
     Ratio,
+    Recipes,
     Scope,
     ScoreFiles,
     Seed,
     Share,
     Target,
+    by_label,
     find_dataset,
-    labelled,
     read_scores,
+    recipes_of,
     two_networks,
 )
 from restorekit.cli.output import AsJson, Device, counting, note, say, say_json, table
 from restorekit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from restorekit.degradations.spec import RecipeSpec
     from restorekit.filterscores import FilterScores
 
 
@@ -39,9 +40,7 @@ def overlap(
     base: Base,
     target: Target,
     data: Annotated[Path, typer.Option("--data", help="Folder of clean images.")],
-    degrade: Annotated[
-        list[str], typer.Option("--degrade", help="LABEL=RECIPE for each label of the scores; repeat it.")
-    ],
+    degrade: Recipes,
     backbone: BackboneName = "",
     params: Params = None,
     image: Annotated[
@@ -63,11 +62,7 @@ def overlap(
 
     Scores as ``attribute`` writes them are contrasted with each other first.
     """
-    recipes: dict[str, RecipeSpec] = {}
-    for label, recipe in map(labelled, degrade):
-        if label in recipes:
-            raise ConfigError("--degrade", f"{label} stands there twice", "give one recipe for each label")
-        recipes[label] = recipe
+    recipes = recipes_of(degrade)
     found = find_dataset(data, "clean", next(iter(recipes.values())))
     networks = two_networks(backbone, params, base, target, device)
 
@@ -135,16 +130,8 @@ def _discovered(
     """Return scores by label, contrasted; files that are contrasted already stay as they are."""
     from restorekit.analysis.contrast import contrasted
 
-    homes: dict[str, Path] = {}
-    for path, one in zip(paths, read, strict=True):
-        if one.label in homes:
-            raise ConfigError(
-                "faig overlap",
-                f"{homes[one.label]} and {path} are both scores of {one.label}",
-                "give one file for each degradation; another name is given by attribute --label",
-            )
-        homes[one.label] = path
-    found = {one.label: one for one in read}
+    found = by_label(paths, read, "faig overlap")
+    homes = dict(zip(found, paths, strict=True))
     raw = [label for label, one in found.items() if "minus" not in one.details]
     if not raw:
         return found
