@@ -17,7 +17,7 @@ import platformdirs
 from filelock import FileLock
 
 from restorekit.errors import WeightsError
-from restorekit.files import replacing
+from restorekit.files import write_text
 
 _FALSE = ("", "0", "false", "no", "off")
 # What a caller asked for; None where nobody did. A context of its own for every thread and task.
@@ -147,5 +147,4 @@ class Pins:
             "about": "sha256 of weights when they were first downloaded",
             "pins": {name: asdict(pin) for name, pin in pins.items()},
         }
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(self.path, json.dumps(document, indent=2, sort_keys=True) + "\n")

@@ -29,6 +29,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8 whole, or leave what stood there."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def ensure_writable(folder: Path) -> None:
     """Make a folder if it is missing, and try that files can be made in it.
 
@@ -69,8 +75,7 @@ class Marks:
         """
         # Read again: between making this and having something to write, hours may pass.
         before, after = self._around()
-        with replacing(self.path) as temporary:
-            temporary.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
+        write_text(self.path, f"{before}\n{text}\n{after}")
 
     def _around(self) -> tuple[str, str]:
         """Return what stands before and after the place, the marks with it."""

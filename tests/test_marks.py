@@ -1,9 +1,9 @@
-"""Generated texts in documents: what stands around them stays."""
+"""Texts are written whole or not at all; what stands around generated ones in documents stays."""
 
 import pytest
 
 from restorekit.errors import OutputError
-from restorekit.files import Marks, replacing
+from restorekit.files import Marks, replacing, write_text
 
 PAGE = "# Page\n<!-- figures: begin -->\nold\n<!-- figures: end -->\nrest\n"
 
@@ -45,3 +45,13 @@ def test_a_document_without_the_place_is_refused_and_left_as_it_is(tmp_path):
     with pytest.raises(OutputError, match="has no place for figures"):
         place.write("new")
     assert page.read_text() == "nothing"
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    page = tmp_path / "page.md"
+    write_text(page, "é\n")
+    assert page.read_text(encoding="utf-8") == "é\n"
+    with pytest.raises(UnicodeEncodeError):
+        write_text(page, "half \ud800")
+    assert page.read_text(encoding="utf-8") == "é\n"
+    assert list(tmp_path.iterdir()) == [page]

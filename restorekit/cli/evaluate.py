@@ -25,7 +25,7 @@ from restorekit.cli.output import (
 )
 from restorekit.config import PipelineSpec, check, one_step, read_yaml, split_setting
 from restorekit.errors import ConfigError, ImageError
-from restorekit.files import ensure_writable, replacing
+from restorekit.files import ensure_writable, replacing, write_text
 
 if TYPE_CHECKING:
     from restorekit.datasets import Dataset
@@ -182,8 +182,7 @@ def evaluate(
     if csv_file:
         _write_csv(csv_file, facts["per_image"])
     if page and html_file:
-        with replacing(html_file) as temporary:
-            temporary.write_text(page.render(facts), encoding="utf-8")
+        write_text(html_file, page.render(facts))
     if as_json:
         say_json(facts)
         return

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from restorekit.errors import TrainingError
 from restorekit.experiments.jobs import Job, Report
-from restorekit.files import replacing
+from restorekit.files import write_text
 from restorekit.training.build import build_networks
 from restorekit.training.spec import StageSpec, TrainSpec
 from restorekit.training.trainee import RefinerTrainee
@@ -80,8 +80,7 @@ class Compute(Job):
             "operations": [vars(cost) for cost in costs],
             "of": self._of,
         }
-        with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_text(self.file, json.dumps(facts, indent=1) + "\n")
 
     def _cost(self, trainee: RefinerTrainee, stage: StageSpec) -> Cost:
         if stage.context == "whole":

@@ -23,7 +23,7 @@ from restorekit.errors import ConfigError, RestoreKitError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate, fingerprint
 from restorekit.experiments.notes import Note, named_files
-from restorekit.files import ensure_writable, replacing
+from restorekit.files import ensure_writable, write_text
 from restorekit.pipeline import Pipeline
 from restorekit.training.build import build_networks, find_parts, sketch
 from restorekit.training.data import Batches, load_source
@@ -409,8 +409,7 @@ class Measurement(Job):
             "weights_sha256": {checkpoint.name: checkpoint.sha256 for checkpoint in checkpoints},
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(self.file) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_text(self.file, json.dumps(facts, indent=1) + "\n")
 
 
 def _count(networks: Iterable[nn.Module]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from restorekit.errors import TrainingError
-from restorekit.files import replacing
+from restorekit.files import write_text
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,8 @@ class Note:
 
     def write(self, result: Path) -> None:
         """Write it beside a result."""
-        with replacing(self.place(result)) as temporary:
-            facts = {"asked": self.asked, "read": self.read}
-            temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        facts = {"asked": self.asked, "read": self.read}
+        write_text(self.place(result), json.dumps(facts, indent=1) + "\n")
 
     def difference(self, then: Note) -> str:
         """Return what is not as it was then, in words; empty where all is."""

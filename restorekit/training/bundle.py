@@ -15,7 +15,7 @@ import yaml
 from restorekit.catalog import Checkpoint
 from restorekit.conversion import Written, convert
 from restorekit.errors import OutputError, TrainingError
-from restorekit.files import replacing
+from restorekit.files import write_text
 from restorekit.training.folder import RunRecord, read_run
 
 _CARD = """---
@@ -115,8 +115,7 @@ def bundle(
         licence=licence,
         overwrite=overwrite,
     )
-    with replacing(card) as temporary:
-        temporary.write_text(_card(run, output, written, checkpoint.sha256, reports), encoding="utf-8")
+    write_text(card, _card(run, output, written, checkpoint.sha256, reports))
     return Bundle(output, card, written)
 
 
