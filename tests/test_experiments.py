@@ -11,9 +11,11 @@ from training_cases import install, spec_for, write_photographs
 from restorekit.config import PipelineSpec, check
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.errors import ConfigError, ImageError, TrainingError, UnknownComponentError
-from restorekit.experiments.jobs import Measurement, Training, run_all
+from restorekit.experiments.jobs import run_all
+from restorekit.experiments.measurement import Measurement
 from restorekit.experiments.spec import AdaptiveSpec
 from restorekit.experiments.table import Line, markdown, read_reports
+from restorekit.experiments.trainings import Training
 from restorekit.weights import read_tensors
 
 

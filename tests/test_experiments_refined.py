@@ -13,9 +13,11 @@ from typer.testing import CliRunner
 from restorekit.cli import app
 from restorekit.config import check, with_settings
 from restorekit.errors import ConfigError, RestoreKitError, TrainingError
-from restorekit.experiments.jobs import Later, Measurement, Training, run_all
+from restorekit.experiments.jobs import run_all
+from restorekit.experiments.measurement import Measurement
 from restorekit.experiments.refined import RefinedExperiment
 from restorekit.experiments.refinedspec import RefinedSpec
+from restorekit.experiments.trainings import Later, Training
 from restorekit.registry import backbones
 from restorekit.training.folder import read_run
 from restorekit.weights import read_tensors
@@ -261,11 +263,21 @@ def test_a_row_of_one_task_is_made_for_it_alone(document, made, done, tmp_path):
 def test_a_task_without_the_row_that_says_nothing_compares_with_none(document, made, done):
     rows = {**document["rows"], "blind": {**document["rows"]["blind"], "tasks": ["noise"]}}
     tables = experiment(document, made[0], rows=rows).made().tables
-    assert "over silent" in tables["noise"].partition("\n")[0]
-    assert "over silent" not in tables["dark"].partition("\n")[0]
+    for said in ("over silent", "Over silent: the difference to the run of the same seed"):
+        assert said in tables["noise"] and said not in tables["dark"]
     rows["eyes"] = {**rows["eyes"], "silent": "blind"}
     with pytest.raises(ConfigError, match="'dark' are compared with 'blind', which is not made for it"):
         experiment(document, made[0], rows=rows)
+
+
+def test_a_row_names_the_one_that_says_nothing(document, made, done):
+    rows = {**document["rows"], "eyes": {**document["rows"]["eyes"], "silent": "blind"}}
+    named, alike = (
+        experiment(document, made[0], rows=rows, silent=silent).made().tables for silent in (None, "blind")
+    )
+    assert "Over silent: the difference to the run of the same seed" in named["noise"]
+    line = next(line for line in named["noise"].splitlines() if "with eyes" in line)
+    assert line in alike["noise"]
 
 
 def test_rows_begin_from_nothing_where_that_is_asked_for(document, tmp_path):

@@ -8,10 +8,11 @@ from training_cases import need_photographs, write_photographs
 
 from restorekit.config import check, read_yaml, with_settings
 from restorekit.experiments.adaptive import Experiment
-from restorekit.experiments.jobs import Measurement, Training
+from restorekit.experiments.measurement import Measurement
 from restorekit.experiments.refined import RefinedExperiment
 from restorekit.experiments.refinedspec import RefinedSpec
 from restorekit.experiments.spec import AdaptiveSpec
+from restorekit.experiments.trainings import Training
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,9 +16,11 @@ from restorekit.analysis.rankers import Method
 from restorekit.config import PipelineSpec
 from restorekit.errors import ConfigError
 from restorekit.experiments.discovery import Discovery
-from restorekit.experiments.jobs import Initial, Job, Measurement, Training
+from restorekit.experiments.jobs import Job
+from restorekit.experiments.measurement import Measurement
 from restorekit.experiments.spec import AdaptiveSpec, Row
 from restorekit.experiments.table import Line, markdown, read_reports
+from restorekit.experiments.trainings import Initial, Training
 
 CLEAN = "clean"
 

@@ -12,9 +12,10 @@ from restorekit.analysis.rankers import Method
 from restorekit.building import build
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
-from restorekit.experiments.jobs import Job, Report, can_cut
+from restorekit.experiments.jobs import Job, Report
 from restorekit.experiments.notes import named_files
 from restorekit.experiments.spec import DiscoverySpec
+from restorekit.experiments.trainings import can_cut
 from restorekit.filters import Unit
 from restorekit.runtime import resolve_device
 from restorekit.training.build import find_parts
