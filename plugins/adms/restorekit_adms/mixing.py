@@ -150,10 +150,10 @@ class Mixer:
         precise = (leaf.values.dtype for leaves in self._sources for leaf in leaves)
         dtype = reduce(torch.promote_types, precise, weights.dtype)
         mixed = weights.new_zeros(sum(self.sizes), dtype=dtype)
-        for index, (leaves, where) in enumerate(zip(self._sources, self._where, strict=True)):
+        for leaves, where, weight in zip(self._sources, self._where, weights.to(dtype), strict=True):
             if where is not None:
                 own = torch.cat([leaf.values.flatten() for leaf in leaves])
-                mixed = mixed.index_add(0, where, (own * weights[index]).to(mixed.dtype))
+                mixed = mixed.index_add(0, where, own.to(dtype) * weight)
         return mixed
 
     def apart(self, count: int) -> Tensor:
@@ -278,9 +278,12 @@ class _Copy:
     @torch.no_grad()
     def write(self, weights: Tensor, deltas: Tensor) -> None:
         """Put a mixture into the copy: weights (D,) of deltas (D, N)."""
-        # Not in one pass by addmv: merged filters, mixed and then added, are to give the same bits.
-        mixed = (weights.to(deltas.dtype) @ deltas).to(self._saved.dtype).add_(self._saved)
-        self._line.index_copy_(0, self._elements, mixed)
+        # In the steps of Mixer.mixture, each rounded on its own, so that merged filters give the same bits; a
+        # product of matrices is rounded as the processor's library sees fit.
+        mixed = torch.zeros_like(deltas[0])
+        for delta, weight in zip(deltas, weights.to(deltas.dtype), strict=True):
+            mixed += delta * weight
+        self._line.index_copy_(0, self._elements, mixed.to(self._saved.dtype).add_(self._saved))
 
     def lend(self, places: Sequence[_Place]) -> None:
         """Let the network use the copy."""

@@ -76,7 +76,9 @@ def test_golden_outputs_are_kept(variant):
     )
     with torch.no_grad():
         restored = network(golden[f"{variant}.degraded"])
-    torch.testing.assert_close(restored, golden[f"{variant}.restored"], atol=2e-5, rtol=0)
+    expected = golden[f"{variant}.restored"]
+    # Processors round differently, by about a millionth of the largest value, which is 36 without bias.
+    torch.testing.assert_close(restored, expected, atol=5e-6 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize(
