@@ -7,7 +7,7 @@ on the machine.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,16 @@ class Compute(Job):
     def result(self) -> Path:
         """The file."""
         return self.file
+
+    @property
+    def told(self) -> object:
+        """The config; it names weights."""
+        return self.spec.model_dump(mode="json")
+
+    @property
+    def reads(self) -> Iterable[Path]:
+        """Nothing: operations are counted whatever the values."""
+        return ()
 
     def check(self) -> None:
         """Compare what was counted already with what is asked."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from restorekit.building import build
 from restorekit.contracts import Backbone
 from restorekit.degradations.spec import RecipeSpec
 from restorekit.experiments.jobs import Job, Report
-from restorekit.experiments.notes import named_files
 from restorekit.experiments.spec import DiscoverySpec
 from restorekit.experiments.trainings import can_cut
 from restorekit.filters import Unit
@@ -75,9 +74,9 @@ class Discovery(Job):
         }
 
     @property
-    def reads(self) -> Iterable[Path]:
-        """Weights of both networks."""
-        return named_files([spec.backbone.model_dump(mode="json") for spec in (self.base, self.target)])
+    def told(self) -> object:
+        """Both networks; they name weights."""
+        return [spec.backbone.model_dump(mode="json") for spec in (self.base, self.target)]
 
     @property
     def is_begun(self) -> bool:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from restorekit.errors import RestoreKitError, TrainingError
-from restorekit.experiments.notes import Note
+from restorekit.experiments.notes import Note, named_files, strings
 from restorekit.files import ensure_writable
+
+_log = logging.getLogger(__name__)
+# Seconds until it is looked again whether other processes are done.
+_PATIENCE = 1.0
 
 # Called with steps done and steps in all of one job.
 Report = Callable[[int, int], None]
@@ -49,9 +55,14 @@ class Job(ABC):
         return {}
 
     @property
+    def told(self) -> object:
+        """What it is told, as JSON would hold it: all files that it needs are named there."""
+        return ()
+
+    @property
     def reads(self) -> Iterable[Path]:
         """Files that the result hangs on, once the jobs before it are done."""
-        return ()
+        return named_files(self.told)
 
     @property
     def place(self) -> Path:
@@ -78,6 +89,8 @@ class Job(ABC):
 def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
     """Check every job, then make those that are not made, in order.
 
+    Processes may share them: what another one is making is left to it, and what needs that is left for later.
+
     Args:
         jobs: in an order in which each finds what it needs.
         begin: called before a job runs; returns what its progress is reported to.
@@ -94,22 +107,48 @@ def run_all(jobs: Sequence[Job], begin: Callable[[Job], Report]) -> None:
             # Jobs are alike, and what is wrong with one is no secret of the others.
             error.message = f"{job.name}: {error.message}"
             raise
-    for index, job in enumerate(jobs):
-        _refuse_stale(jobs[index:])
-        if job.result.exists():
-            continue
-        ensure_writable(job.result.parent)
-        # Two processes may share the work of one experiment, and what both need is made by one of them.
-        with FileLock(job.result.with_name(f".{job.result.name}.lock")):
-            if not job.result.exists():
-                if not job.is_begun:
-                    job.note.write(job.result)
-                job.run(begin(job))
+    left, known = list(jobs), ""
+    while left:
+        waiting: list[Job] = []
+        for index, job in enumerate(left):
+            if any(_needs(job, other) for other in waiting) or not _made(job, left[index + 1 :], begin):
+                waiting.append(job)
+        if waiting and len(waiting) == len(left):
+            if waiting[0].name != known:
+                known = waiting[0].name
+                _log.warning("another process is at work, and waited for: %s", known)
+            time.sleep(_PATIENCE)
+        left = waiting
 
 
-def _refuse_stale(jobs: Sequence[Job]) -> None:
-    """Refuse the first job's result where it was made of something else, and what was made of that result."""
-    first, *later = jobs
+def _made(job: Job, later: Sequence[Job], begin: Callable[[Job], Report]) -> bool:
+    """Make a job's result if it is not there; return False where another process is making it."""
+    if job.result.exists():
+        _refuse_stale(job, later)
+        return True
+    ensure_writable(job.result.parent)
+    try:
+        held = FileLock(job.result.with_name(f".{job.result.name}.lock")).acquire(blocking=False)
+    except Timeout:
+        return False
+    with held:
+        _refuse_stale(job, later)
+        if not job.result.exists():
+            if not job.is_begun:
+                job.note.write(job.result)
+            job.run(begin(job))
+    return True
+
+
+def _needs(job: Job, other: Job) -> bool:
+    """Return whether a job is told of what another one makes."""
+    made = other.place.resolve()
+    named = (Path(text).resolve() for text in strings(job.told) if text)
+    return any(path == made or made in path.parents for path in named)
+
+
+def _refuse_stale(first: Job, later: Sequence[Job]) -> None:
+    """Refuse a job's result where it was made of something else, and what was made of that result."""
     difference = first.difference
     if not difference:
         return

@@ -20,7 +20,6 @@ from restorekit.errors import ConfigError, TrainingError
 from restorekit.evaluation.protocols import find_protocol
 from restorekit.evaluation.run import by_recipe, evaluate, fingerprint
 from restorekit.experiments.jobs import Job, Report
-from restorekit.experiments.notes import named_files
 from restorekit.files import write_text
 from restorekit.pipeline import Pipeline
 
@@ -31,7 +30,7 @@ class Measurement(Job):
 
     Attributes:
         name: what is measured.
-        pipeline: gives the pipeline, when the files it needs are made.
+        pipeline: gives the pipeline; the files that it names are there when this runs.
         data: folder of clean images, or of pairs where there is no degradation.
         protocol: by which it is measured.
         file: of the report.
@@ -61,9 +60,9 @@ class Measurement(Job):
         return self.file
 
     @property
-    def reads(self) -> Iterable[Path]:
-        """Weights that the pipeline names."""
-        return named_files(self.pipeline().model_dump(mode="json"))
+    def told(self) -> object:
+        """The pipeline; it names weights."""
+        return self.pipeline().model_dump(mode="json")
 
     def check(self) -> None:
         """Look for the images and the protocol, and compare a report that is there with what is asked."""

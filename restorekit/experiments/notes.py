@@ -75,14 +75,19 @@ class Note:
 
 def named_files(document: object) -> Iterator[Path]:
     """Return the files that a config names, in any of its values."""
+    return (Path(text) for text in strings(document) if text and Path(text).is_file())
+
+
+def strings(document: object) -> Iterator[str]:
+    """Return all values of a config that are text."""
     if isinstance(document, Mapping):
         for value in document.values():
-            yield from named_files(value)
+            yield from strings(value)
     elif isinstance(document, list | tuple):
         for value in document:
-            yield from named_files(value)
-    elif isinstance(document, str) and document and Path(document).is_file():
-        yield Path(document)
+            yield from strings(value)
+    elif isinstance(document, str):
+        yield document
 
 
 def _sha256(path: Path) -> str:

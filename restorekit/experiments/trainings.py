@@ -10,7 +10,6 @@ from typing import Any
 
 from restorekit.errors import TrainingError
 from restorekit.experiments.jobs import Job, Report
-from restorekit.experiments.notes import named_files
 from restorekit.training.build import build_networks, find_parts, sketch
 from restorekit.training.data import Batches, load_source
 from restorekit.training.export import export
@@ -63,9 +62,9 @@ class Training(_Run):
     sketch: TrainSpec | None = None
 
     @property
-    def reads(self) -> Iterable[Path]:
-        """Weights and scores that the config names."""
-        return named_files(self.spec.model_dump(mode="json"))
+    def told(self) -> object:
+        """The config; it names weights and scores."""
+        return self.spec.model_dump(mode="json")
 
     def check(self) -> None:
         """Look the components up, cut a patch, and compare a begun run with this config."""
@@ -107,9 +106,9 @@ class Later(_Run):
     training: Callable[[], Training]
 
     @property
-    def reads(self) -> Iterable[Path]:
-        """What the run reads, and what its config hangs on."""
-        return (self.found, *self.training().reads) if self.found.exists() else ()
+    def told(self) -> object:
+        """What the run is told, and what its config hangs on."""
+        return [str(self.found), self.training().told if self.found.exists() else None]
 
     def check(self) -> None:
         """Check the run where its config is known."""
@@ -146,9 +145,9 @@ class Initial(Job):
         return self.spec.model_dump(mode="json", include={"backbone", "adapter", "refiner", "prior"})
 
     @property
-    def reads(self) -> Iterable[Path]:
-        """Weights and scores that the config names."""
-        return named_files(self.asked)
+    def told(self) -> object:
+        """The config; it names weights and scores."""
+        return self.asked
 
     def check(self) -> None:
         """Look the components up."""
