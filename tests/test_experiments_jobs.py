@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -33,7 +34,7 @@ class Copy(Job):
         pass
 
     def run(self, report):
-        experiment_jobs.time.sleep(self.seconds)
+        time.sleep(self.seconds)
         assert all(file.is_file() for file in map(Path, self.told)), "begun before what it needs was made"
         self.made.append(self.name)
         self.result.write_text(self.name)
